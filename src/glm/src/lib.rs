@@ -1,0 +1,1 @@
+//! GLM as pure functions.

@@ -1,0 +1,3 @@
+//! `glmctl`.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! GLM checkpoints in, ONNX model directories out.

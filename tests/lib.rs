@@ -1,0 +1,1 @@
+//! Tests that cross crate borders live in `tests/`; this library is what they share.
