@@ -1,1 +1,8 @@
 //! GLM checkpoints in, ONNX model directories out.
+//!
+//! Stands on [`glm`], which says what a model means; this crate says how its
+//! weights lie in files and how its layers become a portable ONNX graph.
+
+pub mod error;
+
+pub use error::{Error, Result};
