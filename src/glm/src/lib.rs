@@ -13,12 +13,16 @@
 //! | module | what it decides |
 //! |---|---|
 //! | [`spec`] | which family a checkpoint is and what its layers look like |
+//! | [`tokenizer`] | text to ids and back; text never becomes a special token |
+//! | [`sampling`] | from logits to the next token, stop strings |
 //! | [`ids`] | newtypes for token ids, counts and positions |
 //! | [`error`] | the crate's error type |
 
 pub mod error;
 pub mod ids;
+pub mod sampling;
 pub mod spec;
+pub mod tokenizer;
 
 pub use error::{Error, Result};
 pub use ids::{Position, TokenId, Tokens};
