@@ -5,10 +5,8 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 
 CARGO ?= cargo
-PYTHON ?= python3
-VENV := .venv
 
-.PHONY: help test lint bench clean
+.PHONY: help run test lint clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | column -t -s:
@@ -20,12 +18,14 @@ lint: ## rustfmt, clippy and the dependency policy
 	  cargo deny --locked check licenses bans sources || exit 1; \
 	else echo "cargo-deny is not installed: dependency policy not checked."; fi
 
+run: ## Build glmctl and describe the checkpoints of the test suite
+	$(CARGO) build --locked -p glmctl
+	@for d in tests/fixtures/checkpoints/*/; do \
+	  echo "== glmctl inspect $$d"; ./target/debug/glmctl inspect "$$d"; \
+	done
+
 test: ## Every fast test
 	$(CARGO) test --locked --workspace
 
-bench: ## Benchmarks
-	@echo "No benchmarks yet."
-
 clean: ## Remove what was built
 	$(CARGO) clean
-	rm -rf $(VENV)
