@@ -29,6 +29,21 @@ fn family(folder: &str) -> &'static str {
     .map_or("", |(_, family)| family)
 }
 
+/// Ids of the tokens that end an answer in the GLM-4 vocabularies.
+fn answer_ends(tokenizer: &serde_json::Value) -> Vec<u64> {
+    let added = tokenizer["added_tokens"].as_array().expect("added tokens");
+    ["<|endoftext|>", "<|user|>", "<|observation|>"]
+        .iter()
+        .map(|text| {
+            let token = added
+                .iter()
+                .find(|t| t["content"] == *text)
+                .expect("special token");
+            token["id"].as_u64().expect("id")
+        })
+        .collect()
+}
+
 #[test]
 fn every_fixture_is_recognised() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/checkpoints");
@@ -51,6 +66,14 @@ fn every_fixture_is_recognised() {
         );
         let spec: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
         assert_eq!(spec["family"], family(&name), "{name}");
+        if let Ok(file) = fs::read(folder.join("tokenizer.json")) {
+            let tokenizer: serde_json::Value = serde_json::from_slice(&file).expect("JSON");
+            assert_eq!(
+                spec["special"]["eos"],
+                serde_json::json!(answer_ends(&tokenizer)),
+                "{name}"
+            );
+        }
         seen += 1;
     }
     assert!(seen >= 3, "only {seen} fixtures");
