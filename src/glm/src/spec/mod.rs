@@ -21,6 +21,7 @@ mod keys;
 mod special;
 #[cfg(test)]
 mod tests;
+mod vocabulary;
 
 use serde::{Deserialize, Serialize};
 
