@@ -1,1 +1,7 @@
-//! Requests become steps, steps become tokens: the scheduler, the memory governor and the backends of glmd.
+//! Requests to steps to tokens: scheduler, memory governor and backends.
+//!
+//! | module | what it is for |
+//! |---|---|
+//! | [`backend`] | the contract between the scheduler and a model runtime |
+
+pub mod backend;
