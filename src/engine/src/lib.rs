@@ -1,7 +1,39 @@
 //! Requests to steps to tokens: scheduler, memory governor and backends.
 //!
+//! The engine is one thread. Transports hold an [`EngineHandle`]: they
+//! [`submit`](EngineHandle::submit) a [`Request`] and read [`Event`]s from the
+//! [`Ticket`] that they get. The thread takes requests from the queue, packs
+//! tokens of many of them into a step, runs it and hands out what was sampled.
+//!
 //! | module | what it is for |
 //! |---|---|
+//! | [`request`] | what can be asked |
+//! | [`answer`] | what is answered |
+//! | [`handle`] | how transports reach the engine |
+//! | [`scheduler`] | who waits and who runs: pure deciders |
+//! | [`model`] | a loaded model and where it comes from |
 //! | [`backend`] | the contract between the scheduler and a model runtime |
+//! | [`status`] | what the engine says about itself |
+//! | [`units`], [`error`] | newtypes; the crate's error type |
 
+pub mod answer;
 pub mod backend;
+pub mod error;
+#[allow(dead_code)] // Used by the engine thread, which follows.
+pub mod handle;
+#[allow(dead_code)] // Used by the engine thread, which follows.
+mod inbox;
+#[allow(dead_code)] // Used by the engine thread, which follows.
+mod mailbox;
+pub mod model;
+pub mod request;
+pub mod scheduler;
+pub mod status;
+pub mod units;
+
+pub use answer::Event;
+pub use error::{Error, Result};
+pub use handle::EngineHandle;
+pub use inbox::{Done, Drain};
+pub use mailbox::Ticket;
+pub use request::Request;

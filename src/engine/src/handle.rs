@@ -1,0 +1,73 @@
+//! How transports reach the engine.
+
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::inbox::{Command, Done, Drain, Inbox};
+use crate::mailbox::Ticket;
+use crate::model::{ModelInfo, ModelSource};
+use crate::request::Request;
+use crate::status::Status;
+use crate::units::RequestId;
+
+/// The engine as everybody else sees it. Cheap to clone; no call blocks for longer than a short lock.
+#[derive(Clone, Debug)]
+pub struct EngineHandle {
+    inbox: Arc<Inbox>,
+}
+
+impl EngineHandle {
+    pub(crate) const fn new(inbox: Arc<Inbox>) -> Self {
+        Self { inbox }
+    }
+
+    /// Queues a request. Its events come out of the ticket; dropping the ticket cancels it.
+    ///
+    /// # Errors
+    /// The refusal, with `retry_after` where waiting helps.
+    pub fn submit(&self, request: Request) -> Result<Ticket> {
+        self.inbox.submit(request)
+    }
+
+    /// Cancels a request by id; its last event follows within one step. `false` when it has ended or never was.
+    #[must_use]
+    pub fn cancel(&self, id: RequestId) -> bool {
+        self.inbox.cancel(id)
+    }
+
+    /// The engine as it last described itself.
+    #[must_use]
+    pub fn status(&self) -> Arc<Status> {
+        let state = self.inbox.lock();
+        let mut status = Status::clone(&state.status);
+        status.phase = state.phase;
+        status.queued_requests = state.queue.len();
+        status.queued_tokens = state.queue.tokens().0;
+        status.counters.accepted = state.accepted;
+        status.counters.refused = state.refused;
+        status.counters.superseded = state.superseded;
+        Arc::new(status)
+    }
+
+    /// The loaded model.
+    #[must_use]
+    pub fn model(&self) -> Option<Arc<ModelInfo>> {
+        self.inbox.lock().model.clone()
+    }
+
+    /// Replaces the model when the running requests are answered. Waiting requests go on if it is the same model
+    /// (by digest), and fail with `model_changed` otherwise.
+    pub fn reload(&self, source: Box<dyn ModelSource>, done: Done<Arc<ModelInfo>>) {
+        self.inbox.command(Command::Reload(source, done));
+    }
+
+    /// Drops the model when the running requests are answered. Waiting requests wait for a reload.
+    pub fn unload(&self, done: Done<()>) {
+        self.inbox.command(Command::Unload(done));
+    }
+
+    /// Ends the engine thread. Every accepted request gets its last event first.
+    pub fn shutdown(&self, drain: Drain, done: Done<()>) {
+        self.inbox.command(Command::Shutdown(drain, done));
+    }
+}

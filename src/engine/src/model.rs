@@ -1,0 +1,76 @@
+//! A loaded model as the engine holds it, and where it comes from.
+
+use std::fmt;
+use std::sync::Arc;
+
+use glm::ModelSpec;
+use glm::spec::SpecialIds;
+use glm::tokenizer::Tokenizer;
+
+use crate::backend::{Backend, Capabilities};
+use crate::error::Result;
+use crate::units::Epoch;
+
+/// What transports need to know about the loaded model to make prompts for it.
+#[derive(Clone)]
+pub struct ModelInfo {
+    /// Name, as `GET /v1/models` shows it.
+    pub id: String,
+    /// SHA-256 of the model's files, hexadecimal. A reload with the same digest is the same model.
+    pub digest: String,
+    /// Which loading this is; goes into every [`Request`](crate::request::Request).
+    pub epoch: Epoch,
+    /// Family and shape.
+    pub spec: ModelSpec,
+    /// Special tokens.
+    pub special: SpecialIds,
+    /// Text to ids and back.
+    pub tokenizer: Arc<Tokenizer>,
+    /// Jinja source of the chat template, when the model chats.
+    pub chat_template: Option<String>,
+    /// What the backend can do.
+    pub capabilities: Capabilities,
+}
+
+impl fmt::Debug for ModelInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ModelInfo")
+            .field("id", &self.id)
+            .field("digest", &self.digest)
+            .field("epoch", &self.epoch)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A loaded model.
+pub struct Model {
+    /// Its description; the engine fills in the epoch and the capabilities.
+    pub info: ModelInfo,
+    /// What runs it.
+    pub backend: Box<dyn Backend>,
+}
+
+impl fmt::Debug for Model {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Model")
+            .field("info", &self.info)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Loads a model, again and again: after an unload under memory pressure the engine comes back by itself.
+///
+/// Called on the engine thread, with no other model loaded.
+pub trait ModelSource: Send {
+    /// Loads it.
+    ///
+    /// # Errors
+    /// [`Error::Load`](crate::Error::Load) with what is missing or broken.
+    fn load(&mut self) -> Result<Model>;
+}
+
+impl<F: FnMut() -> Result<Model> + Send> ModelSource for F {
+    fn load(&mut self) -> Result<Model> {
+        self()
+    }
+}
