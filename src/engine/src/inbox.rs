@@ -17,9 +17,11 @@ use crate::error::{Error, Result};
 use crate::mailbox::{Canceller, Outbox, Ticket, mailbox};
 use crate::model::{ModelInfo, ModelSource};
 use crate::request::{Request, Work};
+use crate::scheduler::demand::Demand;
 use crate::scheduler::queue::{CoalesceKey, Full, Queue, QueueLimits, Waiting};
+use crate::serving::Served;
 use crate::status::{Phase, Status};
-use crate::units::{Clock, Priority, RequestId};
+use crate::units::{Clock, Epoch, Priority, RequestId};
 
 /// Shortest and longest `retry_after`: a client should neither hammer nor go away.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(60));
@@ -54,18 +56,30 @@ pub(crate) enum Gate {
     /// Takes those of at least this priority.
     Open(Priority),
     /// Refuses all until memory is free again.
+    #[allow(dead_code)] // For the memory governor, which follows.
     Shut,
 }
 
 /// A request in the queue.
 #[derive(Debug)]
-pub(crate) struct Accepted {
-    pub(crate) request: Request,
-    pub(crate) outbox: Outbox,
+pub(crate) enum Job {
+    /// Not started yet.
+    Fresh(Request, Outbox),
+    /// Started, and waiting to go on.
+    Paused(Box<Served>),
+}
+
+impl Job {
+    pub(crate) fn outbox(&self) -> &Outbox {
+        match self {
+            Self::Fresh(_, outbox) => outbox,
+            Self::Paused(served) => &served.outbox,
+        }
+    }
 }
 
 pub(crate) struct State {
-    pub(crate) queue: Queue<Accepted>,
+    pub(crate) queue: Queue<Job>,
     pub(crate) commands: VecDeque<Command>,
     pub(crate) gate: Gate,
     pub(crate) phase: Phase,
@@ -78,6 +92,10 @@ pub(crate) struct State {
     pub(crate) accepted: u64,
     pub(crate) refused: u64,
     pub(crate) superseded: u64,
+    /// Grows with everything that the engine thread should look at.
+    pub(crate) news: u64,
+    /// Prompts made for this loading of the model or a later one are good for the present one.
+    pub(crate) good_since: Epoch,
     cancellers: HashMap<RequestId, Canceller>,
 }
 
@@ -111,6 +129,8 @@ impl Inbox {
                 accepted: 0,
                 refused: 0,
                 superseded: 0,
+                news: 0,
+                good_since: Epoch(0),
                 cancellers: HashMap::new(),
             }),
             arrived: Condvar::new(),
@@ -147,7 +167,7 @@ impl Inbox {
             submitted: now,
             deadline: request.deadline.map(|time| now.after(time)),
             coalesce,
-            payload: Accepted { request, outbox },
+            payload: Job::Fresh(request, outbox),
         };
         match state.queue.push(waiting) {
             Ok(replaced) => {
@@ -156,10 +176,12 @@ impl Inbox {
                 if let Some(older) = replaced {
                     state.superseded += 1;
                     state.cancellers.remove(&older.id);
-                    let _ = older.payload.outbox.send(Event::Failed(Error::Superseded));
+                    let _ = older
+                        .payload
+                        .outbox()
+                        .send(Event::Failed(Error::Superseded));
                 }
-                drop(state);
-                self.arrived.notify_one();
+                self.announce(state);
                 Ok(ticket)
             }
             Err(full) => {
@@ -182,9 +204,9 @@ impl Inbox {
 
     /// Cancels a request; `false` when there is none that still runs or waits.
     pub(crate) fn cancel(&self, id: RequestId) -> bool {
-        let canceller = self.lock().cancellers.get(&id).cloned();
-        let found = canceller.is_some_and(|c| c.cancel());
-        self.arrived.notify_one();
+        let state = self.lock();
+        let found = state.cancellers.get(&id).is_some_and(Canceller::cancel);
+        self.announce(state);
         found
     }
 
@@ -194,14 +216,21 @@ impl Inbox {
     }
 
     pub(crate) fn command(&self, command: Command) {
-        self.lock().commands.push_back(command);
+        let mut state = self.lock();
+        state.commands.push_back(command);
+        self.announce(state);
+    }
+
+    fn announce(&self, mut state: MutexGuard<'_, State>) {
+        state.news += 1;
+        drop(state);
         self.arrived.notify_one();
     }
 
-    /// Sleeps until something arrives or `time` is over.
-    pub(crate) fn wait(&self, time: Duration) {
+    /// Sleeps until there is more news than `seen`, or `time` is over.
+    pub(crate) fn wait(&self, seen: u64, time: Duration) {
         let state = self.lock();
-        if state.commands.is_empty() && state.queue.is_empty() {
+        if state.news == seen {
             drop(
                 self.arrived
                     .wait_timeout(state, time)
@@ -223,7 +252,7 @@ impl State {
                 retry_after: self.retry_after(id),
             });
         };
-        if request.epoch != model.epoch {
+        if request.epoch < self.good_since || request.epoch > model.epoch {
             return Err(Error::ModelChanged);
         }
         fits(&request.work, model)?;
@@ -288,6 +317,14 @@ fn fits(work: &Work, model: &ModelInfo) -> Result<()> {
         return input("text", "Part A is longer than the prompt");
     }
     let capabilities = &model.capabilities;
+    let demand = Demand::of(work, capabilities);
+    if demand.blocks > capabilities.blocks {
+        return Err(Error::TooLarge {
+            what: "blocks of the key/value cache",
+            needed: demand.blocks,
+            limit: capabilities.blocks,
+        });
+    }
     let longest = work.longest();
     if longest > capabilities.max_tokens {
         return Err(Error::TooLarge {

@@ -10,6 +10,7 @@
 //! | [`request`] | what can be asked |
 //! | [`answer`] | what is answered |
 //! | [`handle`] | how transports reach the engine |
+//! | [`engine`] | the thread: one turn after the other |
 //! | [`scheduler`] | who waits and who runs: pure deciders |
 //! | [`model`] | a loaded model and where it comes from |
 //! | [`backend`] | the contract between the scheduler and a model runtime |
@@ -18,20 +19,22 @@
 
 pub mod answer;
 pub mod backend;
+pub mod engine;
 pub mod error;
-#[allow(dead_code)] // Used by the engine thread, which follows.
+mod events;
 pub mod handle;
-#[allow(dead_code)] // Used by the engine thread, which follows.
 mod inbox;
-#[allow(dead_code)] // Used by the engine thread, which follows.
 mod mailbox;
 pub mod model;
+mod prefix;
 pub mod request;
 pub mod scheduler;
+mod serving;
 pub mod status;
 pub mod units;
 
 pub use answer::Event;
+pub use engine::{Config, Engine};
 pub use error::{Error, Result};
 pub use handle::EngineHandle;
 pub use inbox::{Done, Drain};

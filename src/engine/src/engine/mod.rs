@@ -1,0 +1,330 @@
+//! The engine thread: one turn of its loop after the other.
+//!
+//! A turn reads top-down: commands, then who ended or gave up, then who may
+//! start, then one step of the model. All state lives here and is touched by
+//! one thread only; the outside sees the [`inbox`](crate::inbox).
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`admission`] | from the queue to served, and back when memory is short |
+//! | [`step`] | plan, run, commit; what happens when a step fails |
+//! | [`lifecycle`] | loading, unloading, reloading, stopping, panics |
+
+mod admission;
+mod lifecycle;
+mod step;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use glm::Tokens;
+use glm::sampling::Banned;
+
+use crate::answer::Event;
+use crate::backend::{Backend, SeqId};
+use crate::error::Error;
+use crate::events;
+use crate::handle::EngineHandle;
+use crate::inbox::{Gate, Inbox};
+use crate::model::{ModelInfo, ModelSource};
+use crate::prefix::PrefixCache;
+use crate::scheduler::cost::CostModel;
+use crate::scheduler::queue::QueueLimits;
+use crate::serving::Served;
+use crate::status::{Counters, Phase, Running, Status};
+use crate::units::{Clock, Moment, Priority, RequestId};
+
+use lifecycle::Ending;
+
+/// How often the engine looks around when nothing happens.
+const IDLE: Duration = Duration::from_millis(500);
+/// How often a busy engine describes itself.
+const PUBLISH: Duration = Duration::from_millis(100);
+
+/// Bounds of the engine.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Most tokens of a step.
+    pub step_tokens: Tokens,
+    /// Most sequences that are served side by side.
+    pub sequences: usize,
+    /// Most rows of logits of a step; each is a vocabulary of `f32`.
+    pub logits_rows: usize,
+    /// Most tokens of the prefix cache; a quarter of the key/value cache when `None`.
+    pub cache_tokens: Option<Tokens>,
+    /// Most tokens of an answer that wait for a slow reader before it is cancelled.
+    pub unread_tokens: Tokens,
+    /// Bounds of the queue.
+    pub queue: QueueLimits,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            // Enough to reach the matmul's full speed; a step still ends soon enough to cancel.
+            step_tokens: Tokens(256),
+            // Decoding stops gaining where the weights are no longer what is read most.
+            sequences: 16,
+            // 64 rows of a vocabulary of 150,000 are 38 MB.
+            logits_rows: 64,
+            cache_tokens: None,
+            // A reader so far behind, at a small box's speed, has not read for a minute.
+            unread_tokens: Tokens(2048),
+            queue: QueueLimits::default(),
+        }
+    }
+}
+
+/// What a turn did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// Work was done; there may be more.
+    Worked,
+    /// Nothing can be done before something arrives or this time is over.
+    Idle(Duration),
+    /// The engine has stopped.
+    Stopped,
+}
+
+/// A loaded model with what belongs to it.
+struct Loaded {
+    info: Arc<ModelInfo>,
+    backend: Box<dyn Backend>,
+    banned: Banned,
+    cache: PrefixCache,
+}
+
+/// The engine. [`Engine::spawn`] runs it on its own thread; tests turn it by hand.
+pub struct Engine {
+    inbox: Arc<Inbox>,
+    config: Config,
+    source: Box<dyn ModelSource>,
+    loaded: Option<Loaded>,
+    running: Vec<Served>,
+    /// Requests of a step that failed, each to be tried alone.
+    suspects: VecDeque<RequestId>,
+    cost: CostModel,
+    counters: Counters,
+    /// Number of the last step; the first is 1.
+    step: u64,
+    reading_went_first: bool,
+    batch: usize,
+    next_seq: u64,
+    next_epoch: u64,
+    ending: Option<Ending>,
+    published: Option<Moment>,
+    /// News that the last turn has seen.
+    seen: u64,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine")
+            .field("running", &self.running.len())
+            .field("step", &self.step)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Engine {
+    /// An engine that loads its model in its first turn.
+    #[must_use]
+    pub fn new(
+        config: Config,
+        source: Box<dyn ModelSource>,
+        clock: Arc<dyn Clock>,
+    ) -> (Self, EngineHandle) {
+        let inbox = Arc::new(Inbox::new(clock, config.queue, config.unread_tokens.0));
+        let handle = EngineHandle::new(Arc::clone(&inbox));
+        let engine = Self {
+            inbox,
+            config,
+            source,
+            loaded: None,
+            running: Vec::new(),
+            suspects: VecDeque::new(),
+            cost: CostModel::default(),
+            counters: Counters::default(),
+            step: 0,
+            reading_went_first: false,
+            batch: 0,
+            next_seq: 1,
+            next_epoch: 1,
+            ending: None,
+            published: None,
+            seen: 0,
+        };
+        (engine, handle)
+    }
+
+    /// Runs an engine on its own thread until it is shut down.
+    ///
+    /// # Errors
+    /// When the system has no thread to give.
+    pub fn spawn(
+        config: Config,
+        source: Box<dyn ModelSource>,
+        clock: Arc<dyn Clock>,
+    ) -> std::io::Result<(EngineHandle, JoinHandle<()>)> {
+        let (mut engine, handle) = Self::new(config, source, clock);
+        let thread = std::thread::Builder::new()
+            .name("glm-engine".into())
+            .spawn(move || {
+                loop {
+                    match engine.turn_safely() {
+                        Turn::Worked => {}
+                        Turn::Idle(time) => engine.inbox.wait(engine.seen, time),
+                        Turn::Stopped => break,
+                    }
+                }
+            })?;
+        Ok((handle, thread))
+    }
+
+    /// One turn of the loop: at most one step of the model.
+    pub fn turn(&mut self) -> Turn {
+        let now = self.inbox.clock.now();
+        self.seen = self.inbox.lock().news;
+        self.obey(now);
+        if self.phase() == Phase::Stopped {
+            return Turn::Stopped;
+        }
+        self.sweep(now);
+        self.admit(now);
+        let worked = self.step(now);
+        self.publish(now, !worked);
+        match worked {
+            true => Turn::Worked,
+            false => Turn::Idle(IDLE),
+        }
+    }
+
+    fn phase(&self) -> Phase {
+        self.inbox.lock().phase
+    }
+
+    /// Ends the requests that were given up or can no longer be in time, served or waiting.
+    fn sweep(&mut self, now: Moment) {
+        let verdict = |cancelled: bool, deadline: Option<Moment>| match deadline {
+            _ if cancelled => Some(Error::Cancelled),
+            Some(deadline) if now > deadline => Some(Error::Deadline),
+            _ => None,
+        };
+        let gone = self.inbox.lock().queue.take_if(|waiting| {
+            verdict(waiting.payload.outbox().is_cancelled(), waiting.deadline).is_some()
+        });
+        for waiting in gone {
+            let outbox = waiting.payload.outbox();
+            if let Some(error) = verdict(outbox.is_cancelled(), waiting.deadline) {
+                self.count(&error);
+                let _ = outbox.send(Event::Failed(error));
+            }
+            self.inbox.forget(waiting.id);
+        }
+        let mut index = 0;
+        while let Some(served) = self.running.get(index) {
+            match verdict(served.outbox.is_cancelled(), served.deadline) {
+                Some(error) => self.fail(index, error),
+                None => index += 1,
+            }
+        }
+    }
+
+    /// Ends a served request with an error.
+    fn fail(&mut self, index: usize, error: Error) {
+        let mut served = self.running.remove(index);
+        self.evict(&mut served);
+        self.count(&error);
+        events::failed(served.id, &error);
+        served.fail(error);
+        self.inbox.forget(served.id);
+    }
+
+    /// Takes away what the backend holds of a request.
+    fn evict(&mut self, served: &mut Served) {
+        for branch in &mut served.branches {
+            if let (Some(seq), Some(loaded)) = (branch.evict(), &mut self.loaded) {
+                loaded.backend.release(seq);
+            }
+        }
+    }
+
+    fn count(&mut self, error: &Error) {
+        let counter = match error {
+            Error::Cancelled | Error::SlowReader { .. } => &mut self.counters.cancelled,
+            Error::Deadline => &mut self.counters.expired,
+            _ => &mut self.counters.failed,
+        };
+        *counter += 1;
+    }
+
+    const fn fresh_seq(&mut self) -> SeqId {
+        let seq = SeqId(self.next_seq);
+        self.next_seq += 1;
+        seq
+    }
+
+    /// Describes the engine to the outside, at once when it goes idle.
+    fn publish(&mut self, now: Moment, idle: bool) {
+        let due = self.published.is_none_or(|last| now.since(last) >= PUBLISH);
+        let running_tokens = self.running.iter().map(Served::remaining).sum();
+        let status = (due || idle).then(|| Arc::new(self.describe(now)));
+        let mut state = self.inbox.lock();
+        state.running_tokens = running_tokens;
+        if let Some(rate) = self.cost.decode_rate() {
+            state.rate = rate;
+        }
+        if let Some(status) = status {
+            state.status = status;
+            drop(state);
+            self.published = Some(now);
+        }
+    }
+
+    fn describe(&self, now: Moment) -> Status {
+        let running = self.running.iter().map(|served| Running {
+            id: served.id,
+            client: served.client.clone(),
+            priority: served.priority,
+            prompt_tokens: served.usage.prompt_tokens,
+            completion_tokens: served.usage.completion_tokens,
+            age: now.since(served.submitted),
+        });
+        let loaded = self.loaded.as_ref();
+        Status {
+            backend: loaded.map(|l| l.info.capabilities.name),
+            running: running.collect(),
+            batch: self.batch,
+            step_budget: self.budget(),
+            decode_rate: self.cost.decode_rate().unwrap_or(0.0),
+            memory: loaded.map(|l| l.backend.memory()).unwrap_or_default(),
+            reserved: loaded
+                .map(|l| l.info.capabilities.block_bytes.0 * self.reserved_blocks() as u64)
+                .map(crate::backend::Bytes)
+                .unwrap_or_default(),
+            cache: loaded.map(|l| l.cache.status()).unwrap_or_default(),
+            counters: self.counters,
+            ..Status::default()
+        }
+    }
+
+    /// Tokens that a step may have.
+    fn budget(&self) -> usize {
+        let hard =
+            (self.loaded.as_ref()).map_or(usize::MAX, |l| l.info.capabilities.max_step_tokens);
+        self.config.step_tokens.0.min(hard).max(1)
+    }
+
+    /// Sequences that a step may have.
+    fn sequences(&self) -> usize {
+        let hard = (self.loaded.as_ref()).map_or(usize::MAX, |l| l.info.capabilities.max_sequences);
+        self.config.sequences.min(hard).max(1)
+    }
+
+    /// Lets requests of this priority in.
+    fn open_gate(&self, lowest: Priority) {
+        self.inbox.lock().gate = Gate::Open(lowest);
+    }
+}

@@ -1,0 +1,59 @@
+//! What the engine tells the operator: one function an event, so that the words are in one place.
+//!
+//! Never a prompt and never an answer. ERROR: an answer was lost. WARN: the
+//! engine helped itself. INFO: the state changed. DEBUG: a request came or went.
+
+use tracing::{debug, error, info, warn};
+
+use crate::answer::Usage;
+use crate::error::Error;
+use crate::model::ModelInfo;
+use crate::units::RequestId;
+
+pub(crate) fn loaded(model: &ModelInfo) {
+    let c = &model.capabilities;
+    info!(
+        model = %model.id, digest = %model.digest, backend = c.name,
+        blocks = c.blocks, block_tokens = c.block_tokens, positions = c.max_tokens,
+        "model loaded"
+    );
+}
+
+pub(crate) fn load_failed(reason: &Error) {
+    error!(code = reason.code(), %reason, "model not loaded");
+}
+
+pub(crate) fn step_failed(reason: &str, requests: usize) {
+    warn!(
+        reason,
+        requests, "step failed; its requests are tried one by one"
+    );
+}
+
+pub(crate) fn panicked(reason: &str) {
+    error!(
+        reason,
+        "panic in the engine thread; the model is loaded anew"
+    );
+}
+
+pub(crate) fn preempted(id: RequestId) {
+    warn!(request = %id, "request gives up its memory and will be continued");
+}
+
+pub(crate) fn failed(id: RequestId, reason: &Error) {
+    match reason {
+        Error::Cancelled | Error::Deadline => {
+            debug!(request = %id, code = reason.code(), "request ended");
+        }
+        _ => error!(request = %id, code = reason.code(), %reason, "request failed"),
+    }
+}
+
+pub(crate) fn finished(id: RequestId, usage: &Usage) {
+    debug!(
+        request = %id, prompt_tokens = usage.prompt_tokens, cached_tokens = usage.cached_tokens,
+        completion_tokens = usage.completion_tokens, preemptions = usage.preemptions,
+        "request finished"
+    );
+}
