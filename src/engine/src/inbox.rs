@@ -333,11 +333,11 @@ fn fits(work: &Work, model: &ModelInfo) -> Result<()> {
             limit: capabilities.max_tokens,
         });
     }
-    let indivisible = contexts.iter().map(|c| match capabilities.chunked_prefill {
-        true => c.bidirectional,
-        false => c.tokens.len(),
-    });
-    let indivisible = indivisible.max().unwrap_or(0);
+    // Without chunks a request that was interrupted is read again in one piece, answer included.
+    let indivisible = match capabilities.chunked_prefill {
+        true => contexts.iter().map(|c| c.bidirectional).max().unwrap_or(0),
+        false => longest,
+    };
     if indivisible > capabilities.max_step_tokens {
         return Err(Error::TooLarge {
             what: "tokens in one step",

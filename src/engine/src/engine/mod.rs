@@ -1,8 +1,8 @@
 //! The engine thread: one turn of its loop after the other.
 //!
-//! A turn reads top-down: commands, then who ended or gave up, then who may
-//! start, then one step of the model. All state lives here and is touched by
-//! one thread only; the outside sees the [`inbox`](crate::inbox).
+//! A turn reads top-down: who gave up, then commands, then who may start,
+//! then one step of the model. All state lives here and is touched by one
+//! thread only; the outside sees the [`inbox`](crate::inbox).
 //!
 //! | module | what it does |
 //! |---|---|
@@ -187,11 +187,11 @@ impl Engine {
     pub fn turn(&mut self) -> Turn {
         let now = self.inbox.clock.now();
         self.seen = self.inbox.lock().news;
+        self.sweep(now);
         self.obey(now);
         if self.phase() == Phase::Stopped {
             return Turn::Stopped;
         }
-        self.sweep(now);
         self.admit(now);
         let worked = self.step(now);
         self.publish(now, !worked);
@@ -230,6 +230,8 @@ impl Engine {
                 None => index += 1,
             }
         }
+        let running = &self.running;
+        (self.suspects).retain(|id| running.iter().any(|served| served.id == *id));
     }
 
     /// Ends a served request with an error.

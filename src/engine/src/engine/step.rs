@@ -22,12 +22,6 @@ struct Place {
 impl Engine {
     /// Runs one step; `false` when there is nothing to run.
     pub(super) fn step(&mut self, now: Moment) -> bool {
-        // A suspect may have ended in the meantime.
-        while let Some(id) = self.suspects.front()
-            && !self.running.iter().any(|served| served.id == *id)
-        {
-            self.suspects.pop_front();
-        }
         if self.loaded.is_none() || self.running.is_empty() {
             self.batch = 0;
             return false;

@@ -98,9 +98,10 @@ impl Lane {
         tokens.min(end - self.done)
     }
 
-    /// Most tokens, up to `tokens`, that yield at most `logits` rows.
+    /// Most tokens, up to `tokens`, that yield at most `logits` rows. What cannot be divided yields what it must.
     fn yielding(&self, tokens: usize, logits: usize) -> usize {
-        tokens.min(self.quiet.saturating_add(logits))
+        let most = self.quiet.saturating_add(logits).max(self.indivisible);
+        tokens.min(most)
     }
 }
 
@@ -117,7 +118,7 @@ impl Filling<'_> {
         self.room.budget = self.room.budget.saturating_sub(tokens);
         self.room.sequences -= 1;
         self.room.blocks -= chosen.blocks(tokens, self.room.block_tokens);
-        self.room.logits -= tokens.saturating_sub(chosen.quiet);
+        self.room.logits = (self.room.logits).saturating_sub(tokens.saturating_sub(chosen.quiet));
         match chosen.writes() {
             true => self.plan.writing += tokens,
             false => self.plan.reading += tokens,
@@ -140,11 +141,13 @@ impl Filling<'_> {
         // Who waited longest first: with a small budget the answers take turns.
         writers.sort_by_key(|lane| (self.lanes[*lane].last_step, *lane));
         for lane in writers {
-            let tokens = self.lanes[lane].pending;
-            if self.room.sequences == 0 || tokens.saturating_add(keep) > self.room.budget {
+            let room = self.room.budget.saturating_sub(keep);
+            let wanted = self.lanes[lane].pending.min(room);
+            if self.room.sequences == 0 || wanted == 0 {
                 break;
             }
-            if self.possible(lane, tokens) == tokens {
+            let tokens = self.possible(lane, wanted);
+            if tokens > 0 {
                 self.take(lane, tokens);
             }
         }
