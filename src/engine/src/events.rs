@@ -8,7 +8,7 @@ use tracing::{debug, error, info, warn};
 use crate::answer::Usage;
 use crate::error::Error;
 use crate::model::ModelInfo;
-use crate::units::RequestId;
+use crate::units::{Level, RequestId};
 
 pub(crate) fn loaded(model: &ModelInfo) {
     let c = &model.capabilities;
@@ -21,6 +21,13 @@ pub(crate) fn loaded(model: &ModelInfo) {
 
 pub(crate) fn load_failed(reason: &Error) {
     error!(code = reason.code(), %reason, "model not loaded");
+}
+
+pub(crate) fn level_changed(from: Level, to: Level) {
+    match to > from {
+        true => warn!(from = from.name(), to = to.name(), "memory gets short"),
+        false => info!(from = from.name(), to = to.name(), "memory is free again"),
+    }
 }
 
 pub(crate) fn step_failed(reason: &str, requests: usize) {
@@ -43,7 +50,11 @@ pub(crate) fn preempted(id: RequestId) {
 
 pub(crate) fn failed(id: RequestId, reason: &Error) {
     match reason {
-        Error::Cancelled | Error::Deadline => {
+        Error::Cancelled
+        | Error::Deadline
+        | Error::Overloaded { .. }
+        | Error::NotLoaded { .. }
+        | Error::ShuttingDown => {
             debug!(request = %id, code = reason.code(), "request ended");
         }
         _ => error!(request = %id, code = reason.code(), %reason, "request failed"),

@@ -25,6 +25,8 @@ use crate::units::{Clock, Epoch, Priority, RequestId};
 
 /// Shortest and longest `retry_after`: a client should neither hammer nor go away.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(60));
+/// When to ask again for a model that was unloaded for want of memory: levels fall no faster.
+const RELOAD: Duration = Duration::from_secs(10);
 /// Work a second that is assumed until some was measured, in tokens.
 const FIRST_RATE: f64 = 20.0;
 
@@ -56,7 +58,6 @@ pub(crate) enum Gate {
     /// Takes those of at least this priority.
     Open(Priority),
     /// Refuses all until memory is free again.
-    #[allow(dead_code)] // For the memory governor, which follows.
     Shut,
 }
 
@@ -252,6 +253,11 @@ impl State {
                 retry_after: self.retry_after(id),
             });
         };
+        if self.phase == Phase::Unloaded {
+            return Err(Error::NotLoaded {
+                retry_after: self.retry_after(id).max(RELOAD),
+            });
+        }
         if request.epoch < self.good_since || request.epoch > model.epoch {
             return Err(Error::ModelChanged);
         }

@@ -12,6 +12,7 @@
 //! | [`handle`] | how transports reach the engine |
 //! | [`engine`] | the thread: one turn after the other |
 //! | [`scheduler`] | who waits and who runs: pure deciders |
+//! | [`control`] | what the memory governor tells the engine |
 //! | [`model`] | a loaded model and where it comes from |
 //! | [`backend`] | the contract between the scheduler and a model runtime |
 //! | [`status`] | what the engine says about itself |
@@ -19,6 +20,7 @@
 
 pub mod answer;
 pub mod backend;
+pub mod control;
 pub mod engine;
 pub mod error;
 mod events;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::backend::{Bytes, MemoryUse};
-use crate::units::{Priority, RequestId};
+use crate::units::{Level, Priority, RequestId};
 
 /// What the engine is doing with its model.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -97,6 +97,8 @@ pub struct CacheStatus {
 pub struct Status {
     /// What it is doing.
     pub phase: Phase,
+    /// How short memory is.
+    pub level: Level,
     /// Name of the backend.
     pub backend: Option<&'static str>,
     /// Requests that are being served.

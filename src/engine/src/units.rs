@@ -94,3 +94,33 @@ impl Priority {
         }
     }
 }
+
+/// How short memory is, and so what the engine does without.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Level {
+    /// All is well.
+    #[default]
+    Green,
+    /// No low priority, smaller steps.
+    Yellow,
+    /// No prefix cache, one request at a time.
+    Orange,
+    /// Served requests give up their memory and wait, new ones are refused.
+    Red,
+    /// The model is unloaded until memory is free again.
+    Black,
+}
+
+impl Level {
+    /// Name as `status` spells it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Green => "green",
+            Self::Yellow => "yellow",
+            Self::Orange => "orange",
+            Self::Red => "red",
+            Self::Black => "black",
+        }
+    }
+}

@@ -11,9 +11,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use glm::{TokenId, Tokens};
-use glm_engine::backend::{Capabilities, SeqId};
+use glm_engine::backend::Capabilities;
+use glm_engine::control::{Admit, Allowance};
 use glm_engine::engine::Turn;
-use glm_engine::units::Priority;
+use glm_engine::units::{Level, Priority};
 use glm_engine::{Config, Drain, Request, Ticket};
 use proptest::prelude::*;
 
@@ -47,6 +48,42 @@ enum Happening {
     Panic,
     Wait(u64),
     Reload,
+    /// The governor changes its mind.
+    Memory(Level, usize, usize),
+    Preempt,
+}
+
+/// What the levels mean, as the governor says it.
+fn allowance(level: Level, step_tokens: usize, blocks: usize) -> Allowance {
+    Allowance {
+        level,
+        step_tokens: Tokens(step_tokens),
+        blocks,
+        sequences: if level >= Level::Orange {
+            1
+        } else {
+            usize::MAX
+        },
+        admit: match level {
+            Level::Green => Admit::From(Priority::Low),
+            Level::Yellow | Level::Orange => Admit::From(Priority::Normal),
+            Level::Red | Level::Black => Admit::Nobody,
+        },
+        keep_prefixes: level < Level::Orange,
+        loaded: level < Level::Black,
+        preempt_one: level >= Level::Red,
+        shrink: level >= Level::Orange,
+    }
+}
+
+fn level() -> impl Strategy<Value = Level> {
+    prop_oneof![
+        2 => Just(Level::Green),
+        1 => Just(Level::Yellow),
+        1 => Just(Level::Orange),
+        1 => Just(Level::Red),
+        1 => Just(Level::Black),
+    ]
 }
 
 fn ask() -> impl Strategy<Value = Ask> {
@@ -88,6 +125,9 @@ fn happening() -> impl Strategy<Value = Happening> {
         1 => Just(Happening::Panic),
         1 => (1..300u64).prop_map(Happening::Wait),
         1 => Just(Happening::Reload),
+        3 => (level(), 1..BUDGET, 8..48usize)
+            .prop_map(|(level, tokens, blocks)| Happening::Memory(level, tokens, blocks)),
+        2 => Just(Happening::Preempt),
     ]
 }
 
@@ -139,6 +179,17 @@ fn alone(ask: &Ask, capabilities: Capabilities) -> Answer {
     Rig::new(Config::default(), capabilities).answer(make(&quiet))
 }
 
+/// A turn, whose step keeps to the budget or is one piece that cannot be divided.
+fn turn(rig: &mut Rig) -> Result<(), TestCaseError> {
+    let budget = BUDGET.min(rig.allowance.lock().unwrap().step_tokens.0);
+    rig.engine.turn();
+    for rows in rig.steps() {
+        let alone = rows.iter().all(|row| row.seq == rows[0].seq);
+        prop_assert!(rows.len() <= budget || alone, "{} rows", rows.len());
+    }
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig {
         cases: 192,
@@ -172,7 +223,7 @@ proptest! {
                 }
                 Happening::Turns(count) => {
                     for _ in 0..*count {
-                        rig.engine.turn();
+                        turn(&mut rig)?;
                         rig.clock.advance(Duration::from_millis(1));
                     }
                 }
@@ -186,7 +237,7 @@ proptest! {
                 Happening::Panic => {
                     // Whatever is under way panics once.
                     rig.script.lock().unwrap().panic_on = Some(TokenId(7));
-                    rig.engine.turn();
+                    turn(&mut rig)?;
                     rig.script.lock().unwrap().panic_on = None;
                 }
                 Happening::Wait(time) => rig.clock.advance(Duration::from_millis(*time)),
@@ -198,11 +249,16 @@ proptest! {
                     );
                     rig.handle.reload(Box::new(again), Box::new(|_| {}));
                 }
+                Happening::Memory(level, tokens, blocks) => {
+                    rig.allow(|now| *now = allowance(*level, *tokens, *blocks));
+                }
+                Happening::Preempt => rig.allow(|now| now.preempt_one = true),
                 Happening::Cancel(_) | Happening::Drop(_) => {}
             }
         }
         rig.script.lock().unwrap().fail_steps = 0;
         if !stop_at_once {
+            rig.allow(|now| *now = Allowance::default());
             rig.run();
             let status = rig.handle.status();
             prop_assert_eq!(status.queued_requests, 0);
@@ -229,10 +285,5 @@ proptest! {
         }
         let c = rig.handle.status().counters;
         prop_assert_eq!(c.accepted, accepted);
-        for rows in rig.steps() {
-            let first: SeqId = rows[0].seq;
-            let alone = rows.iter().all(|row| row.seq == first);
-            prop_assert!(rows.len() <= BUDGET || alone, "{} rows in a step", rows.len());
-        }
     }
 }

@@ -315,7 +315,8 @@ fn unload_finishes_what_runs_and_reload_brings_the_model_back() {
 fn the_thread_serves_a_blocking_reader() {
     let clock = Arc::new(TestClock::default());
     let source = source(capabilities(), Shared::default(), Arc::clone(&clock));
-    let (handle, thread) = Engine::spawn(Config::default(), Box::new(source), clock).unwrap();
+    let (engine, handle) = Engine::new(Config::default(), Box::new(source), clock);
+    let thread = engine.spawn().unwrap();
     while handle.model().is_none() {
         std::thread::yield_now();
     }

@@ -184,7 +184,8 @@ proptest! {
             prop_assert!(queue.push(waiting).is_ok());
         }
         let mut served: Vec<Waiting<()>> = Vec::new();
-        while let Some((turn, _)) = queue.first() {
+        let turns: Vec<_> = queue.iter().map(|(turn, _)| turn).collect();
+        for turn in turns {
             served.extend(queue.take(turn));
         }
         prop_assert_eq!(queue.tokens(), Tokens(0));
@@ -217,8 +218,8 @@ proptest! {
             prop_assert_eq!(queue.len(), inside);
             prop_assert!(queue.len() <= 8);
             prop_assert!(queue.tokens().0 <= 120);
-            prop_assert_eq!(queue.iter().map(|w| w.cost.0).sum::<usize>(), queue.tokens().0);
-            let mut keys: Vec<_> = queue.iter().filter_map(|w| w.coalesce.clone()).collect();
+            prop_assert_eq!(queue.iter().map(|(_, w)| w.cost.0).sum::<usize>(), queue.tokens().0);
+            let mut keys: Vec<_> = queue.iter().filter_map(|(_, w)| w.coalesce.clone()).collect();
             let all = keys.len();
             keys.sort_by(|a, b| a.key.cmp(&b.key));
             keys.dedup();

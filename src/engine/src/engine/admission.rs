@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use glm::Tokens;
 
-use crate::answer::Event;
+use crate::control::Admit;
 use crate::error::Error;
 use crate::events;
 use crate::inbox::Job;
@@ -12,40 +12,21 @@ use crate::request::Work;
 use crate::scheduler::demand::Demand;
 use crate::scheduler::queue::Waiting;
 use crate::serving::{Entry, Served};
-use crate::status::Phase;
 use crate::units::Moment;
 
 use super::Engine;
 
 impl Engine {
     /// Starts requests in the order of service while their worst case fits.
-    ///
-    /// The first in the queue is never overtaken: what it needs comes free as
-    /// others end.
     pub(super) fn admit(&mut self, now: Moment) {
         if self.loaded.is_none() || !self.suspects.is_empty() || self.is_waiting_to_change() {
             return;
         }
-        while let Some((waiting, parts)) = self.next_that_fits(now) {
-            let (waiting, error) = match waiting {
-                Next::Fits(waiting) => {
-                    self.start(waiting, parts, now);
-                    continue;
-                }
-                Next::Late(waiting) => (waiting, Error::Deadline),
-                Next::Stale(waiting) => (waiting, Error::ModelChanged),
-                Next::Never(waiting) => (waiting, self.too_large()),
-            };
-            self.count(&error);
-            let _ = waiting.payload.outbox().send(Event::Failed(error));
-            self.inbox.forget(waiting.id);
-        }
-    }
-
-    fn too_large(&self) -> Error {
-        Error::Overloaded {
-            reason: "the key/value cache is smaller than the request needs",
-            retry_after: self.inbox.lock().retry_after(crate::units::RequestId(0)),
+        while let Some(next) = self.next(now) {
+            match next {
+                Next::Fits(waiting, parts) => self.start(waiting, parts, now),
+                Next::Ends(waiting, error) => self.dismiss(&waiting, error),
+            }
         }
     }
 
@@ -61,57 +42,80 @@ impl Engine {
             .sum()
     }
 
-    fn next_that_fits(&self, now: Moment) -> Option<(Next, usize)> {
-        let loaded = self.loaded.as_ref()?;
-        let capabilities = &loaded.info.capabilities;
-        let blocks = capabilities.blocks.saturating_sub(self.reserved_blocks());
+    /// Takes the next request from the queue that can start or has to end.
+    ///
+    /// Nobody overtakes a request that only waits for others to end. A request
+    /// that could not run now even alone is passed by: it delays nobody, and
+    /// nobody delays it.
+    fn next(&self, now: Moment) -> Option<Next> {
+        let Admit::From(lowest) = self.allowance.admit else {
+            return None;
+        };
+        let capabilities = &self.loaded.as_ref()?.info.capabilities;
+        let pool = capabilities.blocks.min(self.allowance.blocks);
+        let blocks = pool.saturating_sub(self.reserved_blocks());
         let sequences = self.sequences().saturating_sub(self.reserved_sequences());
         let mut state = self.inbox.lock();
-        if state.phase != Phase::Ready && state.phase != Phase::Draining {
-            return None;
-        }
-        let good_since = state.good_since;
-        let (turn, waiting) = state.queue.first()?;
-        let (demand, stale, service) = match &waiting.payload {
-            Job::Fresh(request, _) => {
-                let prompt = match &request.work {
-                    Work::Generate(g) => (Tokens(g.prompt.tokens.len()), Tokens(g.max_tokens)),
-                    work @ Work::Score(_) => (Tokens(work.cost()), Tokens(0)),
-                };
-                (
-                    Demand::of(&request.work, capabilities),
-                    request.epoch < good_since,
-                    self.cost.service(prompt.0, prompt.1),
-                )
-            }
-            Job::Paused(served) => (served.demand, served.epoch < good_since, Duration::ZERO),
-        };
-        let late = waiting
-            .deadline
-            .is_some_and(|deadline| now.after(service) > deadline);
-        if late || stale {
-            let waiting = state.queue.take(turn)?;
-            let next = match late {
-                true => Next::Late(waiting),
-                false => Next::Stale(waiting),
+        let mut found = None;
+        for (turn, waiting) in state.queue.iter() {
+            let (demand, open, epoch) = match &waiting.payload {
+                Job::Fresh(request, _) => {
+                    (Demand::of(&request.work, capabilities), 0, request.epoch)
+                }
+                Job::Paused(served) => (served.demand, served.open(), served.epoch),
             };
-            return Some((next, 0));
-        }
-        // A request that needs more sequences than there are may still have them all.
-        if sequences < demand.sequences && !self.running.is_empty() {
-            return None;
-        }
-        let open = match &waiting.payload {
-            Job::Fresh(..) => 0,
-            Job::Paused(served) => served.open(),
-        };
-        match demand.parts_in(blocks, sequences) {
-            parts if parts > 0 && parts >= open => {
-                Some((Next::Fits(state.queue.take(turn)?), parts))
+            let service = self.service(&waiting.payload);
+            let late = (waiting.deadline).is_some_and(|deadline| now.after(service) > deadline);
+            let end = match () {
+                () if late => Some(Error::Deadline),
+                () if epoch < state.good_since => Some(Error::ModelChanged),
+                () if demand.blocks > capabilities.blocks => Some(Error::TooLarge {
+                    what: "blocks of the key/value cache",
+                    needed: demand.blocks,
+                    limit: capabilities.blocks,
+                }),
+                () => None,
+            };
+            if let Some(error) = end {
+                found = Some((turn, Err(error)));
+                break;
             }
-            // Alone and still too large: the cache has shrunk since the request was accepted.
-            _ if self.running.is_empty() => Some((Next::Never(state.queue.take(turn)?), 0)),
-            _ => None,
+            let least = demand.blocks.saturating_mul(open.max(1));
+            if waiting.priority < lowest || least > pool {
+                continue;
+            }
+            // A request that needs more sequences than there are may still have them all, alone.
+            let parts = match sequences < demand.sequences && !self.running.is_empty() {
+                true => 0,
+                false => demand.parts_in(blocks, sequences),
+            };
+            if parts > 0 && parts >= open {
+                found = Some((turn, Ok(parts)));
+            } else if self.running.is_empty() && least <= blocks {
+                // Resumed under tighter limits than it was started with: alone it may go on.
+                found = Some((turn, Ok(open)));
+            }
+            break;
+        }
+        let (turn, outcome) = found?;
+        let waiting = state.queue.take(turn)?;
+        Some(match outcome {
+            Ok(parts) => Next::Fits(waiting, parts),
+            Err(error) => Next::Ends(waiting, error),
+        })
+    }
+
+    /// Time that a request will take at least, as far as is known.
+    fn service(&self, job: &Job) -> Duration {
+        match job {
+            Job::Paused(_) => Duration::ZERO,
+            Job::Fresh(request, _) => match &request.work {
+                Work::Generate(g) => {
+                    let read = Tokens(g.prompt.tokens.len());
+                    self.cost.service(read, Tokens(g.max_tokens))
+                }
+                Work::Score(_) => self.cost.service(Tokens(request.work.cost()), Tokens(0)),
+            },
         }
     }
 
@@ -162,14 +166,10 @@ impl Engine {
     }
 }
 
-/// What becomes of the first in the queue.
+/// What becomes of a request whose turn it is.
 enum Next {
-    /// It runs.
-    Fits(Waiting<Job>),
-    /// It cannot be answered in time any more.
-    Late(Waiting<Job>),
-    /// It was made for another model.
-    Stale(Waiting<Job>),
-    /// It does not fit even alone.
-    Never(Waiting<Job>),
+    /// It runs, with so many of its parts side by side.
+    Fits(Waiting<Job>, usize),
+    /// It cannot be served any more.
+    Ends(Waiting<Job>, Error),
 }

@@ -8,14 +8,13 @@ use std::time::Duration;
 use glm::Tokens;
 use glm::sampling::Banned;
 
-use crate::answer::Event;
 use crate::error::{Error, Result};
 use crate::events;
 use crate::inbox::{Command, Done, Drain};
 use crate::model::{Model, ModelInfo, ModelSource};
 use crate::prefix::PrefixCache;
 use crate::status::Phase;
-use crate::units::{Epoch, Moment, Priority};
+use crate::units::{Epoch, Moment};
 
 use super::{Engine, Loaded, Turn};
 
@@ -59,12 +58,8 @@ impl Engine {
 
     /// Does what operators asked, and loads the model in the first turn.
     pub(super) fn obey(&mut self, now: Moment) {
-        if self.phase() == Phase::Loading
-            && self.loaded.is_none()
-            && let Err(error) = self.load()
-        {
-            events::load_failed(&error);
-            self.be_unloaded();
+        if self.phase() == Phase::Loading && self.loaded.is_none() {
+            self.load_or_give_up();
         }
         while self.ending.is_none() {
             let Some(command) = self.inbox.lock().commands.pop_front() else {
@@ -88,12 +83,14 @@ impl Engine {
             }
             Some(Ending::Unload(done)) if self.running.is_empty() => {
                 self.unload();
+                self.hibernating = false;
                 self.be_unloaded();
                 done(Ok(()));
             }
             Some(Ending::Stop(until, done)) => {
                 let idle = self.running.is_empty() && self.inbox.lock().queue.is_empty();
-                if idle || until.is_none_or(|until| now >= until) || self.loaded.is_none() {
+                let hopeless = self.loaded.is_none() && !self.hibernating;
+                if idle || hopeless || until.is_none_or(|until| now >= until) {
                     self.stop();
                     done(Ok(()));
                 } else {
@@ -144,7 +141,6 @@ impl Engine {
             state.phase = Phase::Ready;
         }
         drop(state);
-        self.open_gate(Priority::Low);
         events::loaded(&info);
         Ok(info)
     }
@@ -161,6 +157,7 @@ impl Engine {
 
     fn reload(&mut self, mut source: Box<dyn ModelSource>) -> Result<Arc<ModelInfo>> {
         self.inbox.lock().phase = Phase::Loading;
+        self.hibernating = false;
         self.unload();
         std::mem::swap(&mut self.source, &mut source);
         let outcome = self.load();
@@ -168,10 +165,7 @@ impl Engine {
             // The new one is no good: back to the old.
             events::load_failed(error);
             self.source = source;
-            if let Err(error) = self.load() {
-                events::load_failed(&error);
-                self.be_unloaded();
-            }
+            self.load_or_give_up();
         }
         outcome
     }
@@ -184,6 +178,11 @@ impl Engine {
             }
         }
         self.unload();
+        self.load_or_give_up();
+    }
+
+    /// Loads the model; without one nobody can be served.
+    pub(super) fn load_or_give_up(&mut self) {
         if let Err(error) = self.load() {
             events::load_failed(&error);
             self.be_unloaded();
@@ -225,9 +224,7 @@ impl Engine {
         self.suspects.clear();
         let waiting = self.inbox.lock().queue.take_if(|_| true);
         for waiting in waiting {
-            self.count(error);
-            let _ = (waiting.payload.outbox()).send(Event::Failed(error.clone()));
-            self.inbox.forget(waiting.id);
+            self.dismiss(&waiting, error.clone());
         }
     }
 }

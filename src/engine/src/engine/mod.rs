@@ -7,10 +7,12 @@
 //! | module | what it does |
 //! |---|---|
 //! | [`admission`] | from the queue to served, and back when memory is short |
+//! | [`governing`] | doing what the memory governor says |
 //! | [`step`] | plan, run, commit; what happens when a step fails |
 //! | [`lifecycle`] | loading, unloading, reloading, stopping, panics |
 
 mod admission;
+mod governing;
 mod lifecycle;
 mod step;
 
@@ -23,18 +25,19 @@ use glm::Tokens;
 use glm::sampling::Banned;
 
 use crate::answer::Event;
-use crate::backend::{Backend, SeqId};
+use crate::backend::{Backend, Bytes, SeqId};
+use crate::control::{Allowance, Control, Unlimited};
 use crate::error::Error;
 use crate::events;
 use crate::handle::EngineHandle;
-use crate::inbox::{Gate, Inbox};
+use crate::inbox::{Inbox, Job};
 use crate::model::{ModelInfo, ModelSource};
 use crate::prefix::PrefixCache;
 use crate::scheduler::cost::CostModel;
-use crate::scheduler::queue::QueueLimits;
+use crate::scheduler::queue::{QueueLimits, Waiting};
 use crate::serving::Served;
 use crate::status::{Counters, Phase, Running, Status};
-use crate::units::{Clock, Moment, Priority, RequestId};
+use crate::units::{Clock, Moment, RequestId};
 
 use lifecycle::Ending;
 
@@ -52,6 +55,8 @@ pub struct Config {
     pub sequences: usize,
     /// Most rows of logits of a step; each is a vocabulary of `f32`.
     pub logits_rows: usize,
+    /// Longest time that a request waits before it is answered `overloaded`, whatever the reason.
+    pub patience: Duration,
     /// Most tokens of the prefix cache; a quarter of the key/value cache when `None`.
     pub cache_tokens: Option<Tokens>,
     /// Most tokens of an answer that wait for a slow reader before it is cancelled.
@@ -69,6 +74,8 @@ impl Default for Config {
             sequences: 16,
             // 64 rows of a vocabulary of 150,000 are 38 MB.
             logits_rows: 64,
+            // Memory that is short for so long will not come back for this request.
+            patience: Duration::from_secs(600),
             cache_tokens: None,
             // A reader so far behind, at a small box's speed, has not read for a minute.
             unread_tokens: Tokens(2048),
@@ -96,11 +103,16 @@ struct Loaded {
     cache: PrefixCache,
 }
 
-/// The engine. [`Engine::spawn`] runs it on its own thread; tests turn it by hand.
+/// The engine: [`spawn`](Engine::spawn) runs it on its own thread; tests [`turn`](Engine::turn) it by hand.
 pub struct Engine {
     inbox: Arc<Inbox>,
     config: Config,
     source: Box<dyn ModelSource>,
+    control: Box<dyn Control>,
+    /// The governor's last word.
+    allowance: Allowance,
+    /// The model is unloaded because the governor said so.
+    hibernating: bool,
     loaded: Option<Loaded>,
     running: Vec<Served>,
     /// Requests of a step that failed, each to be tried alone.
@@ -111,6 +123,8 @@ pub struct Engine {
     step: u64,
     reading_went_first: bool,
     batch: usize,
+    /// Tokens of the last step.
+    step_tokens: usize,
     next_seq: u64,
     next_epoch: u64,
     ending: Option<Ending>,
@@ -142,6 +156,9 @@ impl Engine {
             inbox,
             config,
             source,
+            control: Box::new(Unlimited),
+            allowance: Allowance::default(),
+            hibernating: false,
             loaded: None,
             running: Vec::new(),
             suspects: VecDeque::new(),
@@ -150,6 +167,7 @@ impl Engine {
             step: 0,
             reading_went_first: false,
             batch: 0,
+            step_tokens: 0,
             next_seq: 1,
             next_epoch: 1,
             ending: None,
@@ -159,28 +177,29 @@ impl Engine {
         (engine, handle)
     }
 
-    /// Runs an engine on its own thread until it is shut down.
+    /// Lets `control` decide what the engine may use.
+    #[must_use]
+    pub fn governed_by(mut self, control: Box<dyn Control>) -> Self {
+        self.control = control;
+        self
+    }
+
+    /// Runs the engine on its own thread until it is shut down.
     ///
     /// # Errors
     /// When the system has no thread to give.
-    pub fn spawn(
-        config: Config,
-        source: Box<dyn ModelSource>,
-        clock: Arc<dyn Clock>,
-    ) -> std::io::Result<(EngineHandle, JoinHandle<()>)> {
-        let (mut engine, handle) = Self::new(config, source, clock);
-        let thread = std::thread::Builder::new()
+    pub fn spawn(mut self) -> std::io::Result<JoinHandle<()>> {
+        std::thread::Builder::new()
             .name("glm-engine".into())
             .spawn(move || {
                 loop {
-                    match engine.turn_safely() {
+                    match self.turn_safely() {
                         Turn::Worked => {}
-                        Turn::Idle(time) => engine.inbox.wait(engine.seen, time),
+                        Turn::Idle(time) => self.inbox.wait(self.seen, time),
                         Turn::Stopped => break,
                     }
                 }
-            })?;
-        Ok((handle, thread))
+            })
     }
 
     /// One turn of the loop: at most one step of the model.
@@ -192,6 +211,7 @@ impl Engine {
         if self.phase() == Phase::Stopped {
             return Turn::Stopped;
         }
+        self.govern(now);
         self.admit(now);
         let worked = self.step(now);
         self.publish(now, !worked);
@@ -212,16 +232,25 @@ impl Engine {
             Some(deadline) if now > deadline => Some(Error::Deadline),
             _ => None,
         };
-        let gone = self.inbox.lock().queue.take_if(|waiting| {
-            verdict(waiting.payload.outbox().is_cancelled(), waiting.deadline).is_some()
+        let patience = self.config.patience;
+        let mut state = self.inbox.lock();
+        let gone = state.queue.take_if(|waiting| {
+            now.since(waiting.submitted) > patience
+                || verdict(waiting.payload.outbox().is_cancelled(), waiting.deadline).is_some()
         });
-        for waiting in gone {
-            let outbox = waiting.payload.outbox();
-            if let Some(error) = verdict(outbox.is_cancelled(), waiting.deadline) {
-                self.count(&error);
-                let _ = outbox.send(Event::Failed(error));
-            }
-            self.inbox.forget(waiting.id);
+        let gone: Vec<_> = (gone.into_iter())
+            .map(|waiting| {
+                let cancelled = waiting.payload.outbox().is_cancelled();
+                let error = verdict(cancelled, waiting.deadline).unwrap_or(Error::Overloaded {
+                    reason: "there was no room in all the time that a request may wait",
+                    retry_after: state.retry_after(waiting.id),
+                });
+                (waiting, error)
+            })
+            .collect();
+        drop(state);
+        for (waiting, error) in gone {
+            self.dismiss(&waiting, error);
         }
         let mut index = 0;
         while let Some(served) = self.running.get(index) {
@@ -232,6 +261,14 @@ impl Engine {
         }
         let running = &self.running;
         (self.suspects).retain(|id| running.iter().any(|served| served.id == *id));
+    }
+
+    /// Ends a waiting request with an error.
+    fn dismiss(&mut self, waiting: &Waiting<Job>, error: Error) {
+        self.count(&error);
+        events::failed(waiting.id, &error);
+        let _ = waiting.payload.outbox().send(Event::Failed(error));
+        self.inbox.forget(waiting.id);
     }
 
     /// Ends a served request with an error.
@@ -296,6 +333,7 @@ impl Engine {
         });
         let loaded = self.loaded.as_ref();
         Status {
+            level: self.allowance.level,
             backend: loaded.map(|l| l.info.capabilities.name),
             running: running.collect(),
             batch: self.batch,
@@ -304,7 +342,7 @@ impl Engine {
             memory: loaded.map(|l| l.backend.memory()).unwrap_or_default(),
             reserved: loaded
                 .map(|l| l.info.capabilities.block_bytes.0 * self.reserved_blocks() as u64)
-                .map(crate::backend::Bytes)
+                .map(Bytes)
                 .unwrap_or_default(),
             cache: loaded.map(|l| l.cache.status()).unwrap_or_default(),
             counters: self.counters,
@@ -314,19 +352,17 @@ impl Engine {
 
     /// Tokens that a step may have.
     fn budget(&self) -> usize {
-        let hard =
-            (self.loaded.as_ref()).map_or(usize::MAX, |l| l.info.capabilities.max_step_tokens);
-        self.config.step_tokens.0.min(hard).max(1)
+        let loaded = self.loaded.as_ref();
+        let hard = loaded.map_or(usize::MAX, |l| l.info.capabilities.max_step_tokens);
+        let allowed = self.allowance.step_tokens.0;
+        self.config.step_tokens.0.min(hard).min(allowed).max(1)
     }
 
-    /// Sequences that a step may have.
+    /// Sequences that are served side by side.
     fn sequences(&self) -> usize {
-        let hard = (self.loaded.as_ref()).map_or(usize::MAX, |l| l.info.capabilities.max_sequences);
-        self.config.sequences.min(hard).max(1)
-    }
-
-    /// Lets requests of this priority in.
-    fn open_gate(&self, lowest: Priority) {
-        self.inbox.lock().gate = Gate::Open(lowest);
+        let loaded = self.loaded.as_ref();
+        let hard = loaded.map_or(usize::MAX, |l| l.info.capabilities.max_sequences);
+        let allowed = self.allowance.sequences;
+        self.config.sequences.min(hard).min(allowed).max(1)
     }
 }

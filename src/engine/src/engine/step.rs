@@ -23,7 +23,7 @@ impl Engine {
     /// Runs one step; `false` when there is nothing to run.
     pub(super) fn step(&mut self, now: Moment) -> bool {
         if self.loaded.is_none() || self.running.is_empty() {
-            self.batch = 0;
+            (self.batch, self.step_tokens) = (0, 0);
             return false;
         }
         self.find_prefixes();
@@ -41,6 +41,7 @@ impl Engine {
                 self.step += 1;
                 self.counters.steps += 1;
                 self.batch = plan.runs.len();
+                self.step_tokens = plan.reading + plan.writing;
                 self.reading_went_first = plan.reading_first;
                 self.cost.observe(plan.reading, plan.writing, time);
                 self.suspects.pop_front();
@@ -142,8 +143,8 @@ impl Engine {
                 );
                 true
             }
-            many => {
-                self.preempt(many - 1);
+            newest => {
+                self.preempt(newest - 1);
                 true
             }
         }
@@ -269,7 +270,8 @@ impl Engine {
         let served = &mut self.running[place.request];
         let common = served.common(place.branch);
         let branch = &mut served.branches[place.branch];
-        if !loaded.info.capabilities.fork || common > branch.tokens.len() {
+        let keeps = loaded.info.capabilities.fork && self.allowance.keep_prefixes;
+        if !keeps || common > branch.tokens.len() {
             return;
         }
         let keep = loaded.cache.keepable(common, branch.bidirectional);
@@ -297,11 +299,12 @@ impl Engine {
         let Some(loaded) = &mut self.loaded else {
             return;
         };
+        let keeps = loaded.info.capabilities.fork && self.allowance.keep_prefixes;
         let mut index = 0;
         while let Some(served) = self.running.get_mut(index) {
             for branch in served.branches.extract_if(.., |b| b.retired) {
                 let Some(seq) = branch.seq else { continue };
-                if !keep_answer(loaded, seq, &branch) {
+                if !keeps || !keep_answer(loaded, seq, &branch) {
                     loaded.backend.release(seq);
                 }
             }
@@ -412,7 +415,6 @@ fn keep_answer(loaded: &mut Loaded, seq: SeqId, branch: &Branch) -> bool {
     let keep = loaded.cache.keepable(branch.done, branch.bidirectional);
     let wanted = branch.role == Role::Answer(0)
         && branch.bidirectional == 0
-        && loaded.info.capabilities.fork
         && keep > 0
         && !loaded.cache.holds(&branch.tokens[..keep], 0);
     if wanted {

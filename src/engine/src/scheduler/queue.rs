@@ -142,12 +142,6 @@ impl<T> Queue<T> {
         self.insert(turn, waiting);
     }
 
-    /// The request whose turn it is.
-    #[must_use]
-    pub fn first(&self) -> Option<(Turn, &Waiting<T>)> {
-        self.entries.first_key_value().map(|(turn, w)| (*turn, w))
-    }
-
     /// Removes a request.
     pub fn take(&mut self, turn: Turn) -> Option<Waiting<T>> {
         let waiting = self.entries.remove(&turn)?;
@@ -167,8 +161,8 @@ impl<T> Queue<T> {
     }
 
     /// Requests in the order of service.
-    pub fn iter(&self) -> impl Iterator<Item = &Waiting<T>> {
-        self.entries.values()
+    pub fn iter(&self) -> impl Iterator<Item = (Turn, &Waiting<T>)> {
+        self.entries.iter().map(|(turn, waiting)| (*turn, waiting))
     }
 
     /// Number of requests that wait.

@@ -61,7 +61,7 @@ pub fn source(
     }
 }
 
-fn info(capabilities: Capabilities) -> ModelInfo {
+pub fn info(capabilities: Capabilities) -> ModelInfo {
     let config = include_str!(concat!(
         env!("CARGO_MANIFEST_DIR"),
         "/../../tests/fixtures/checkpoints/glm-edge/config.json"

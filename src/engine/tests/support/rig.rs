@@ -1,20 +1,38 @@
 //! An engine that is turned by hand, and what comes out of its tickets.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use glm_engine::answer::{Finished, Reason, Token};
 use glm_engine::backend::{Capabilities, Row};
+use glm_engine::control::{Allowance, Control, Load};
 use glm_engine::engine::Turn;
+use glm_engine::status::Status;
+use glm_engine::units::Moment;
 use glm_engine::{Config, Engine, EngineHandle, Error, Event, Request, Ticket};
 
 use super::{Shared, TestClock, capabilities, source};
+
+/// A governor that says what the test says. Orders are given once.
+#[derive(Clone, Debug, Default)]
+pub struct Dictated(pub Arc<Mutex<Allowance>>);
+
+impl Control for Dictated {
+    fn allow(&mut self, _: Moment, _: &Load) -> Allowance {
+        let mut next = self.0.lock().unwrap();
+        let now = *next;
+        next.preempt_one = false;
+        next.shrink = false;
+        now
+    }
+}
 
 pub struct Rig {
     pub engine: Engine,
     pub handle: EngineHandle,
     pub script: Shared,
     pub clock: Arc<TestClock>,
+    pub allowance: Arc<Mutex<Allowance>>,
 }
 
 impl Rig {
@@ -24,6 +42,9 @@ impl Rig {
         let source = source(capabilities, Arc::clone(&script), Arc::clone(&clock));
         let (mut engine, handle) =
             Engine::new(config, Box::new(source), Arc::clone(&clock) as Arc<_>);
+        let control = Dictated::default();
+        let allowance = Arc::clone(&control.0);
+        engine = engine.governed_by(Box::new(control));
         engine.turn();
         script.lock().unwrap().record = true;
         Self {
@@ -31,7 +52,13 @@ impl Rig {
             handle,
             script,
             clock,
+            allowance,
         }
+    }
+
+    /// Changes what the governor says.
+    pub fn allow(&self, change: impl FnOnce(&mut Allowance)) {
+        change(&mut self.allowance.lock().unwrap());
     }
 
     pub fn usual() -> Self {
@@ -51,6 +78,13 @@ impl Rig {
             }
         }
         panic!("the engine does not come to rest");
+    }
+
+    /// One more turn, late enough for the engine to describe itself.
+    pub fn look(&mut self) -> Arc<Status> {
+        self.clock.advance(Duration::from_secs(1));
+        self.engine.turn();
+        self.handle.status()
     }
 
     pub fn turns(&mut self, count: usize) {
