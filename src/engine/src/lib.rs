@@ -8,7 +8,7 @@
 //! | module | what it is for |
 //! |---|---|
 //! | [`request`] | what can be asked |
-//! | [`answer`] | what is answered |
+//! | [`answer`], [`collect`] | what is answered, piece by piece or at once |
 //! | [`handle`] | how transports reach the engine |
 //! | [`engine`] | the thread: one turn after the other |
 //! | [`scheduler`] | who waits and who runs: pure deciders |
@@ -20,6 +20,7 @@
 
 pub mod answer;
 pub mod backend;
+pub mod collect;
 pub mod control;
 pub mod engine;
 pub mod error;

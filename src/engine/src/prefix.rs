@@ -80,17 +80,17 @@ impl PrefixCache {
         })
     }
 
-    /// How much of a sequence is worth keeping: whole blocks, or exactly Part A.
+    /// How much of a sequence is worth keeping: whole blocks as far as the limit allows, or exactly Part A.
     #[must_use]
-    pub fn keepable(&self, length: usize, bidirectional: usize) -> usize {
-        let keep = match bidirectional {
-            0 => length - length % self.block_tokens,
-            whole if whole <= length => whole,
-            _ => 0,
+    pub const fn keepable(&self, length: usize, bidirectional: usize) -> usize {
+        let most = match length < self.limit.0 {
+            true => length,
+            false => self.limit.0,
         };
-        match keep <= self.limit.0 {
-            true => keep,
-            false => 0,
+        match bidirectional {
+            0 => most - most % self.block_tokens,
+            whole if whole <= most => whole,
+            _ => 0,
         }
     }
 

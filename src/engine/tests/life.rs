@@ -7,6 +7,7 @@
 mod support;
 
 use std::sync::Arc;
+use std::task::{Context, Poll, Wake};
 use std::time::Duration;
 
 use glm::TokenId;
@@ -312,7 +313,7 @@ fn unload_finishes_what_runs_and_reload_brings_the_model_back() {
 }
 
 #[test]
-fn the_thread_serves_a_blocking_reader() {
+fn the_thread_serves_blocking_and_asynchronous_readers() {
     let clock = Arc::new(TestClock::default());
     let source = source(capabilities(), Shared::default(), Arc::clone(&clock));
     let (engine, handle) = Engine::new(Config::default(), Box::new(source), clock);
@@ -320,14 +321,36 @@ fn the_thread_serves_a_blocking_reader() {
     while handle.model().is_none() {
         std::thread::yield_now();
     }
-    let mut ticket = handle
-        .submit(generate(&context(&ids(1, 50), 0), 2, 9, 1))
-        .unwrap();
-    let mut ended = 0;
-    while let Some(event) = ticket.next_blocking() {
-        ended += usize::from(matches!(event, Event::ChoiceEnded { .. }));
-    }
-    assert_eq!(ended, 2);
+    let ask = || generate(&context(&ids(1, 50), 0), 2, 9, 1);
+    let blocking = handle.submit(ask()).unwrap().collect_blocking().unwrap();
+    assert!(
+        blocking
+            .choices
+            .iter()
+            .all(|choice| choice.reason.is_some())
+    );
+    // And a reader that is woken by the engine's thread.
+    let polled = wait_for(handle.submit(ask()).unwrap().collect()).unwrap();
+    assert_eq!(polled.choices, blocking.choices);
+    assert_eq!(polled.choices.len(), 2);
     handle.shutdown(Drain::Now, Box::new(|_| {}));
     thread.join().unwrap();
+}
+
+/// The smallest executor: sleeps until it is woken.
+fn wait_for<T>(future: impl Future<Output = T>) -> T {
+    struct Unpark(std::thread::Thread);
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = Arc::new(Unpark(std::thread::current())).into();
+    let mut future = std::pin::pin!(future);
+    loop {
+        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(value) => return value,
+            Poll::Pending => std::thread::park(),
+        }
+    }
 }

@@ -42,8 +42,10 @@ pub struct Script {
     pub poison: Option<TokenId>,
     /// Every step with this token panics.
     pub panic_on: Option<TokenId>,
-    /// Time that a step takes.
+    /// Time that a step takes, whatever is in it.
     pub step_time: Duration,
+    /// Time that each row adds.
+    pub row_time: Duration,
     /// Rows of each step that ran.
     pub steps: Vec<Vec<Row>>,
     /// Whether to record the steps.
@@ -176,7 +178,8 @@ impl FakeBackend {
         let panics = has(script.panic_on);
         let fails = has(script.poison) || script.fail_steps > 0;
         script.fail_steps = script.fail_steps.saturating_sub(1);
-        self.clock.advance(script.step_time);
+        let rows = u32::try_from(step.rows.len()).unwrap_or(u32::MAX);
+        (self.clock).advance(script.step_time + script.row_time * rows);
         drop(script);
         if panics {
             // As a panic does, without a report of it in the output of the test.
