@@ -1,0 +1,100 @@
+//! Continue a text: `POST /v1/completions`, in OpenAI's shape.
+
+use serde::{Deserialize, Serialize};
+
+use crate::common::{Timing, Usage, request};
+use crate::infill::{ResponseFormat, Stop};
+
+request! {
+    /// A text to continue.
+    pub struct CompletionRequest {
+        /// The text.
+        pub prompt: String,
+        /// Accepted for compatibility; must be the loaded model when given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub model: Option<String>,
+        /// Most tokens to write.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub max_tokens: Option<usize>,
+        /// Answers wanted.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub n: Option<usize>,
+        /// Server-sent events instead of one answer.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub stream: Option<bool>,
+        /// What a stream tells besides text.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub stream_options: Option<StreamOptions>,
+        /// The answer ends before any of these.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub stop: Option<Stop>,
+        /// Report the log-probability of each token and of this many alternatives.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub logprobs: Option<usize>,
+        /// Repeat the prompt before the answer.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub echo: Option<bool>,
+        /// What the answer must look like.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub response_format: Option<ResponseFormat>,
+        /// Accepted for compatibility, not used.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub user: Option<String>,
+    }
+}
+
+/// What a stream tells besides text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StreamOptions {
+    /// A last chunk with the usage.
+    #[serde(default)]
+    pub include_usage: bool,
+}
+
+/// The answer, whole or one chunk of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CompletionResponse {
+    /// Identity of the request.
+    pub id: String,
+    /// `text_completion`.
+    pub object: String,
+    /// Seconds since 1970.
+    pub created: u64,
+    /// Name of the model.
+    pub model: String,
+    /// Answers or what was added to them.
+    pub choices: Vec<CompletionChoice>,
+    /// Cost in tokens; absent in chunks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Usage>,
+    /// Cost in time; absent in chunks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timing: Option<Timing>,
+}
+
+/// One answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CompletionChoice {
+    /// Which one, from 0.
+    pub index: usize,
+    /// Its text, or what was added to it.
+    pub text: String,
+    /// Log-probabilities where they were asked for.
+    pub logprobs: Option<TokenLogprobs>,
+    /// `stop` or `length`; absent while it goes on.
+    pub finish_reason: Option<String>,
+}
+
+/// Log-probabilities in the shape of OpenAI's completions.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TokenLogprobs {
+    /// Text of each token.
+    pub tokens: Vec<String>,
+    /// Natural log-probability of each token.
+    pub token_logprobs: Vec<Option<f64>>,
+    /// Alternatives of each token, best first.
+    pub top_logprobs: Vec<Vec<(String, f64)>>,
+    /// Byte offset of each token in the text.
+    pub text_offset: Vec<usize>,
+}
