@@ -4,5 +4,7 @@
 //! weights lie in files and how its layers become a portable ONNX graph.
 
 pub mod error;
+pub mod paging;
+pub mod proto;
 
 pub use error::{Error, Result};
