@@ -41,6 +41,14 @@ fn main() -> ExitCode {
         request.coalesce_key = (number % 11 == 0).then(|| "key".into());
         match number % 7 {
             0 => drop(rig.submit(request)),
+            3 => {
+                let mut older = generate(&context(&ids(number, 9), 0), 1, 4, number);
+                older.coalesce_key = Some("key".into());
+                request.coalesce_key = Some("key".into());
+                let older = rig.submit(older);
+                rig.answer(request);
+                drop(older);
+            }
             1 => {
                 let ticket = rig.submit(request);
                 rig.turns(3);

@@ -55,6 +55,10 @@ pub trait Writer: Send + fmt::Debug {
     /// When the token leads nowhere; the answer fails with the error.
     fn push(&mut self, sampled: TokenId) -> Result<Next>;
 
+    /// Most tokens that the model reads beyond the prompt and one for each sampled token: the starts of
+    /// pieces that follow a piece cut short. The answer fails if it reads more.
+    fn overhead(&self) -> usize;
+
     /// A writer in the same state, for another answer to the same prompt.
     fn fork(&self) -> Box<dyn Writer>;
 }
@@ -131,6 +135,14 @@ pub struct Request {
     pub client: Box<str>,
 }
 
+impl Generate {
+    /// Most tokens that follow the prompt in one answer.
+    #[must_use]
+    pub fn growth(&self) -> usize {
+        self.max_tokens.saturating_add(self.writer.overhead())
+    }
+}
+
 impl Work {
     /// Tokens that the work may cost at most: read once and written.
     #[must_use]
@@ -156,7 +168,7 @@ impl Work {
     #[must_use]
     pub fn longest(&self) -> usize {
         match self {
-            Self::Generate(g) => g.prompt.tokens.len().saturating_add(g.max_tokens),
+            Self::Generate(g) => g.prompt.tokens.len().saturating_add(g.growth()),
             Self::Score(items) => items
                 .iter()
                 .map(|item| {

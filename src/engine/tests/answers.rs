@@ -14,7 +14,7 @@ use glm_engine::backend::Capabilities;
 use glm_engine::request::Work;
 use glm_engine::{Config, Event, Ticket};
 
-use support::{Answer, END, Rig, capabilities, context, generate, ids, score};
+use support::{Answer, END, Rig, capabilities, context, generate, ids, infill, score};
 
 #[test]
 fn an_answer_ends_where_the_model_ends_it_or_at_its_limit() {
@@ -234,4 +234,39 @@ fn without_chunks_and_sharing_the_answers_are_the_same() {
         assert_eq!(a.tokens, b.tokens);
         assert_eq!(a.finished().scores, b.finished().scores);
     }
+}
+
+#[test]
+fn blanks_are_filled_one_after_the_other_and_each_has_its_own_text() {
+    let mut several_pieces = 0;
+    for restart in [false, true] {
+        for seed in 0..12 {
+            let prompt = context(&ids(seed, 31), 30);
+            let together = Rig::usual().answer(infill(&prompt, 3, restart, 3, seed));
+            assert!(together.end.as_ref().unwrap().is_ok(), "{:?}", together.end);
+            for choice in 0..3 {
+                let alone = infill(&prompt, 3, restart, 1, seed + choice as u64);
+                let ticket_of = |request| {
+                    let mut rig = Rig::usual();
+                    let ticket = rig.submit(request);
+                    rig.run();
+                    ticket.collect_blocking().unwrap()
+                };
+                let alone = ticket_of(alone);
+                let tokens: Vec<_> = alone.choices[0].tokens().cloned().collect();
+                assert_eq!(together.tokens[choice], tokens);
+                for filled in &alone.choices[0].blanks {
+                    let words: Vec<String> = (filled.tokens.iter().filter(|t| t.id != END))
+                        .map(|t| format!("w{}", t.id))
+                        .collect();
+                    assert_eq!(filled.text, words.join(" "));
+                }
+                several_pieces += usize::from(alone.choices[0].blanks.len() > 1);
+            }
+        }
+    }
+    assert!(
+        several_pieces > 20,
+        "the case is too weak: {several_pieces}"
+    );
 }

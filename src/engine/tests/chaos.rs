@@ -18,7 +18,7 @@ use glm_engine::units::{Level, Priority};
 use glm_engine::{Config, Drain, Request, Ticket};
 use proptest::prelude::*;
 
-use support::{Answer, Rig, capabilities, context, generate, ids, score, source};
+use support::{Answer, Rig, capabilities, context, generate, ids, infill, score, source};
 
 const BUDGET: usize = 24;
 
@@ -26,6 +26,8 @@ const BUDGET: usize = 24;
 #[derive(Clone, Copy, Debug)]
 struct Ask {
     score: bool,
+    /// Fills two blanks, and reads its context again in between.
+    infill: Option<bool>,
     /// Few values, so that prompts repeat.
     prompt: u64,
     length: usize,
@@ -102,6 +104,7 @@ fn ask() -> impl Strategy<Value = Ask> {
                 (deadline, key),
             )| Ask {
                 score: kind == 0,
+                infill: (kind == 1).then_some(seed == 0),
                 prompt,
                 length,
                 bidirectional,
@@ -138,6 +141,8 @@ fn make(ask: &Ask) -> Request {
     let mut request = if ask.score {
         let candidates = vec![vec![1], ids(ask.seed, ask.n + 1), vec![2, 3]];
         score(&vec![(prompt, candidates); ask.n])
+    } else if let Some(restart) = ask.infill {
+        infill(&prompt, 2, restart, ask.n, ask.seed)
     } else {
         generate(&prompt, ask.n, ask.max_tokens, ask.seed)
     };
@@ -285,5 +290,26 @@ proptest! {
         }
         let c = rig.handle.status().counters;
         prop_assert_eq!(c.accepted, accepted);
+    }
+
+    #[test]
+    fn what_was_reserved_is_enough(
+        asks in prop::collection::vec((ask(), 0..6usize), 1..30), chunked: bool, fork: bool,
+    ) {
+        // Nobody takes memory away, so nobody who runs may have to give way.
+        let mut rig = Rig::new(config(), tight(chunked, fork));
+        let mut tickets = Vec::new();
+        for (ask, turns) in &asks {
+            let quiet = Ask { deadline: None, key: None, ..*ask };
+            tickets.extend(rig.handle.submit(make(&quiet)));
+            for _ in 0..*turns {
+                turn(&mut rig)?;
+            }
+        }
+        rig.run();
+        let counters = rig.look().counters;
+        prop_assert_eq!(counters.preemptions, 0);
+        prop_assert_eq!(counters.failed, 0);
+        prop_assert_eq!(counters.finished, tickets.len() as u64);
     }
 }

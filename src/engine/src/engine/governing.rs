@@ -82,7 +82,6 @@ impl Engine {
         while !self.running.is_empty() {
             self.preempt(self.running.len() - 1);
         }
-        self.suspects.clear();
         self.unload();
         self.hibernating = true;
         let mut state = self.inbox.lock();

@@ -26,7 +26,7 @@ impl Demand {
                 parts: 1,
                 blocks: shared(
                     g.prompt.tokens.len(),
-                    (0..g.n).map(|_| g.max_tokens),
+                    (0..g.n).map(|_| g.growth()),
                     capabilities,
                 ),
                 sequences: g.n,

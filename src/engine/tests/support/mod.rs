@@ -136,9 +136,80 @@ impl Writer for Plain {
         }]))
     }
 
+    fn overhead(&self) -> usize {
+        0
+    }
+
     fn fork(&self) -> Box<dyn Writer> {
         Box::new(self.clone())
     }
+}
+
+/// Fills `blanks` blanks, each until [`END`]; each piece after the first begins with two tokens of its own.
+#[derive(Clone, Debug)]
+pub struct Pieces {
+    blanks: usize,
+    blank: usize,
+    /// Whether the context is read again, with what was written, before each blank.
+    restart: bool,
+    context: Context,
+    offset: u32,
+}
+
+impl Writer for Pieces {
+    fn blank(&self) -> usize {
+        self.blank
+    }
+
+    fn is_text(&self, id: TokenId) -> bool {
+        id != END
+    }
+
+    fn push(&mut self, sampled: TokenId) -> Result<Next> {
+        let mask = u32::try_from(self.blank).unwrap();
+        self.offset += 1;
+        let placed = |id, offset| Placed {
+            id,
+            position: Position::piece(mask, offset),
+        };
+        let token = placed(sampled, self.offset);
+        if sampled != END {
+            self.context.tokens.push(token);
+            return Ok(Next::Feed(vec![token]));
+        }
+        self.blank += 1;
+        if self.blank == self.blanks {
+            return Ok(Next::Done);
+        }
+        self.offset = 0;
+        if self.restart {
+            return Ok(Next::Restart(self.context.clone()));
+        }
+        Ok(Next::Feed(vec![token, placed(TokenId(62), 1)]))
+    }
+
+    fn overhead(&self) -> usize {
+        self.blanks - 1
+    }
+
+    fn fork(&self) -> Box<dyn Writer> {
+        Box::new(self.clone())
+    }
+}
+
+/// A request to fill blanks.
+pub fn infill(prompt: &Arc<Context>, blanks: usize, restart: bool, n: usize, seed: u64) -> Request {
+    let mut request = generate(prompt, n, 60, seed);
+    if let Work::Generate(work) = &mut request.work {
+        work.writer = Box::new(Pieces {
+            blanks,
+            blank: 0,
+            restart,
+            context: Context::clone(prompt),
+            offset: 1,
+        });
+    }
+    request
 }
 
 /// A prompt of `ids`, the first `bidirectional` of which see each other.
