@@ -59,6 +59,9 @@ pub trait Writer: Send + fmt::Debug {
     /// pieces that follow a piece cut short. The answer fails if it reads more.
     fn overhead(&self) -> usize;
 
+    /// Whether it may answer [`Next::Restart`]: such answers stop sharing the memory of their prompt.
+    fn restarts(&self) -> bool;
+
     /// A writer in the same state, for another answer to the same prompt.
     fn fork(&self) -> Box<dyn Writer>;
 }

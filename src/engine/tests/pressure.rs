@@ -94,7 +94,7 @@ fn a_smaller_pool_sends_back_what_no_longer_fits() {
     let tickets: Vec<Ticket> = (0..4).map(|seed| rig.submit(long(seed, 60))).collect();
     rig.turns(20);
     assert_eq!(rig.look().running.len(), 4);
-    // Each may need 12 blocks (80 tokens in blocks of 8, and 2 in passing).
+    // Each may need 10 blocks: 80 tokens in blocks of 8.
     rig.allow(|now| now.blocks = 25);
     let status = rig.look();
     assert_eq!((status.running.len(), status.queued_requests), (2, 2));

@@ -27,7 +27,8 @@ impl Demand {
                 blocks: shared(
                     g.prompt.tokens.len(),
                     (0..g.n).map(|_| g.growth()),
-                    capabilities,
+                    capabilities.fork && !g.writer.restarts(),
+                    capabilities.block_tokens,
                 ),
                 sequences: g.n,
             },
@@ -72,25 +73,27 @@ fn of_item(item: &ScoreItem, capabilities: &Capabilities) -> usize {
         .iter()
         .map(|c| c.len().saturating_sub(1))
         .filter(|tail| *tail > 0);
-    shared(item.prompt.tokens.len(), tails, capabilities)
+    shared(
+        item.prompt.tokens.len(),
+        tails,
+        capabilities.fork,
+        capabilities.block_tokens,
+    )
 }
 
 /// Blocks of a prompt and of what follows it on several branches.
-fn shared(prompt: usize, tails: impl Iterator<Item = usize>, capabilities: &Capabilities) -> usize {
-    let size = capabilities.block_tokens.max(1);
+fn shared(prompt: usize, tails: impl Iterator<Item = usize>, share: bool, size: usize) -> usize {
+    let size = size.max(1);
     // Without sharing every branch holds the prompt itself; with it only the
     // block in which the prompt ends is copied.
-    let common = match capabilities.fork {
+    let common = match share {
         true => prompt / size,
         false => 0,
     };
     let branches = tails
         .map(|tail| prompt.saturating_add(tail).div_ceil(size) - common)
         .fold(0, usize::saturating_add);
-    // The prompt itself stands until its branches do; one copy of its last
-    // block may be under way, and one prefix may go to the cache.
-    common
-        .saturating_add(branches)
-        .max(prompt.div_ceil(size))
-        .saturating_add(2)
+    // The prompt stands alone until it branches. What the prefix cache keeps is
+    // not counted: it is given up when blocks are short.
+    common.saturating_add(branches).max(prompt.div_ceil(size))
 }

@@ -140,6 +140,10 @@ impl Writer for Plain {
         0
     }
 
+    fn restarts(&self) -> bool {
+        false
+    }
+
     fn fork(&self) -> Box<dyn Writer> {
         Box::new(self.clone())
     }
@@ -190,6 +194,10 @@ impl Writer for Pieces {
 
     fn overhead(&self) -> usize {
         self.blanks - 1
+    }
+
+    fn restarts(&self) -> bool {
+        self.restart
     }
 
     fn fork(&self) -> Box<dyn Writer> {
