@@ -8,6 +8,8 @@
 //! A step is a transaction. When [`Backend::forward`] fails, the sequences are
 //! as long as they were before the call.
 
+pub mod library;
+
 use std::fmt;
 
 use glm::{Position, TokenId};
