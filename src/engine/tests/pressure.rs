@@ -15,7 +15,7 @@ use glm_engine::status::Phase;
 use glm_engine::units::{Level, Priority};
 use glm_engine::{Request, Ticket};
 
-use support::{Answer, END, Rig, context, generate, ids};
+use support::{Answer, END, Rig, context, generate, ids, score};
 
 /// An answer of exactly `max_tokens`.
 fn long(seed: u64, max_tokens: usize) -> Request {
@@ -196,4 +196,31 @@ fn prefixes_go_when_they_are_not_allowed() {
     let again = rig.answer(generate(&prompt, 1, 4, 1));
     assert_eq!(again.finished().usage.cached_tokens, 0);
     assert_eq!(rig.script.lock().unwrap().free_blocks, 256);
+}
+
+#[test]
+fn scores_resume_where_they_were() {
+    let items = || -> Vec<_> {
+        (0..8)
+            .map(|seed| (context(&ids(seed, 30), 0), vec![vec![1, 2, 3], vec![4, 5]]))
+            .collect()
+    };
+    let calm = alone(score(&items()));
+    let mut rig = Rig::usual();
+    let other = rig.submit(long(1, 60));
+    let ticket = rig.submit(score(&items()));
+    for _ in 0..3 {
+        rig.turns(1);
+        rig.allow(|now| {
+            now.preempt_one = true;
+            now.step_tokens = Tokens(20);
+        });
+    }
+    // Less room than it was started with.
+    rig.allow(|now| now.sequences = 3);
+    rig.run();
+    let answer = Answer::of(ticket);
+    assert!(answer.finished().usage.preemptions > 0);
+    assert_eq!(answer.finished().scores, calm.finished().scores);
+    Answer::of(other).finished();
 }

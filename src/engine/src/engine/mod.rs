@@ -2,14 +2,14 @@
 //!
 //! A turn reads top-down: who gave up, then commands, then who may start,
 //! then one step of the model. All state lives here and is touched by one
-//! thread only; the outside sees the [`inbox`](crate::inbox).
+//! thread only; the outside sees the `inbox`.
 //!
 //! | module | what it does |
 //! |---|---|
-//! | [`admission`] | from the queue to served, and back when memory is short |
-//! | [`governing`] | doing what the memory governor says |
-//! | [`step`] | plan, run, commit; what happens when a step fails |
-//! | [`lifecycle`] | loading, unloading, reloading, stopping, panics |
+//! | `admission` | from the queue to served, and back when memory is short |
+//! | `governing` | doing what the memory governor says |
+//! | `step` | plan, run, commit; what happens when a step fails |
+//! | `lifecycle` | loading, unloading, reloading, stopping, panics |
 
 mod admission;
 mod governing;

@@ -2,8 +2,8 @@
 //!
 //! | module | what it is for |
 //! |---|---|
-//! | [`branch`] | one sequence of tokens on its way through the backend |
-//! | [`writing`] | one answer: from logits to text |
+//! | `branch` | one sequence of tokens on its way through the backend |
+//! | `writing` | one answer: from logits to text |
 //!
 //! Nothing here touches the backend. The engine feeds logits in and gets told
 //! which sequences go on, split or end.
