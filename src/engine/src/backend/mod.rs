@@ -9,6 +9,7 @@
 //! as long as they were before the call.
 
 pub mod library;
+pub mod portable;
 
 use std::fmt;
 
