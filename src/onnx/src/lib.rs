@@ -4,6 +4,7 @@
 //! weights lie in files and how its layers become a portable ONNX graph.
 
 pub mod error;
+pub mod graph;
 pub mod paging;
 pub mod proto;
 

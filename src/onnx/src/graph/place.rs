@@ -1,0 +1,38 @@
+//! Where the bytes of constants lie in the file beside the graph.
+
+use super::{Plan, Source};
+use crate::proto::StringStringEntryProto;
+
+/// Start of every constant in the data file: the page of every machine that
+/// memory-maps it is this or a divisor of it on the boards that matter.
+pub const ALIGNMENT: u64 = 4096;
+/// Constants up to this many bytes stay in the graph file.
+pub const INLINE_LIMIT: u64 = 1024;
+
+/// Gives every large constant its place in `file` and returns the length of that file.
+pub fn place(plan: &mut Plan, file: &str) -> u64 {
+    let mut end = 0_u64;
+    let Some(graph) = plan.model.graph.as_mut() else {
+        return end;
+    };
+    for (tensor, constant) in graph.initializer.iter_mut().zip(&plan.constants) {
+        let length = constant.bytes();
+        if length <= INLINE_LIMIT || matches!(constant.source, Source::Bytes(_)) {
+            continue;
+        }
+        let offset = end.next_multiple_of(ALIGNMENT);
+        end = offset + length;
+        tensor.data_location = 1;
+        tensor.external_data = [
+            ("location", file.to_owned()),
+            ("offset", offset.to_string()),
+            ("length", length.to_string()),
+        ]
+        .map(|(key, value)| StringStringEntryProto {
+            key: key.to_owned(),
+            value,
+        })
+        .to_vec();
+    }
+    end
+}
