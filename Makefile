@@ -6,7 +6,12 @@ SHELL := /bin/bash
 
 CARGO ?= cargo
 
-.PHONY: help run test lint clean
+# ONNX Runtime comes from its wheel; without it the tests that need it say so.
+ORT_VERSION := 1.32.0
+ORT_DIR := target/onnxruntime
+ORT_LIB = $(abspath $(ORT_DIR)/libonnxruntime.so.$(ORT_VERSION))
+
+.PHONY: help run test bench lint clean onnxruntime
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | column -t -s:
@@ -24,8 +29,24 @@ run: ## Build glmctl and describe the checkpoints of the test suite
 	  echo "== glmctl inspect $$d"; ./target/debug/glmctl inspect "$$d"; \
 	done
 
-test: ## Every fast test
+onnxruntime: ## Fetch libonnxruntime from its wheel into target/
+	@test -f $(ORT_LIB) || { \
+	  rm -rf $(ORT_DIR).part && mkdir -p $(ORT_DIR).part && \
+	  python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
+	    -d $(ORT_DIR).part onnxruntime==$(ORT_VERSION) && \
+	  python3 -m zipfile -e $(ORT_DIR).part/onnxruntime-*.whl $(ORT_DIR).part && \
+	  mkdir -p $(ORT_DIR) && \
+	  mv $(ORT_DIR).part/onnxruntime/capi/libonnxruntime.so.$(ORT_VERSION) $(ORT_LIB) && \
+	  rm -rf $(ORT_DIR).part; \
+	} || echo "libonnxruntime $(ORT_VERSION) could not be fetched: its tests are skipped."
+
+test: onnxruntime ## Every fast test
+	@if test -f $(ORT_LIB); then export ORT_DYLIB_PATH=$(ORT_LIB); fi; \
 	$(CARGO) test --locked --workspace
+
+bench: ## What the scheduler costs, and whether the engine's memory stays flat
+	$(CARGO) bench --locked -p glm-engine --bench scheduler
+	$(CARGO) bench --locked -p glm-engine --bench soak
 
 clean: ## Remove what was built
 	$(CARGO) clean
