@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use glm_engine::backend::library::{
-    Candidate, Origin, PROBE_VARIABLE, Places, Prober, Unusable, answer_probe,
+    Candidate, Origin, PROBE_VARIABLE, Places, Prober, Search, Unusable, answer_probe,
 };
 
 /// This test binary, told to run only the test below.
@@ -97,16 +97,12 @@ fn a_truncated_library_is_passed_over_for_one_that_works() {
             origin: Origin::System,
         })
         .to_vec();
-    let search = prober().search(candidates);
-    let library = search.library.expect("the whole library loads");
-    assert_eq!(library.candidate.path, path);
-    assert!(
-        library.build.contains("ORT Build Info"),
-        "{}",
-        library.build
-    );
-    assert_eq!(search.tried.len(), 1);
-    assert_eq!(search.tried[0].0.path, truncated);
+    let Search { library, tried } = prober().search(candidates);
+    let found = library.expect("the whole file loads");
+    assert_eq!(found.candidate.path, path);
+    assert!(found.build.contains("ORT Build Info"), "{}", found.build);
+    assert_eq!(tried.len(), 1);
+    assert_eq!(tried[0].0.path, truncated);
 }
 
 #[test]

@@ -3,8 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::common::{Timing, Usage, request};
-use crate::completions::StreamOptions;
-use crate::infill::{ResponseFormat, Stop};
+use crate::format::StreamOptions;
 
 request! {
     /// A conversation to continue.
@@ -20,21 +19,9 @@ request! {
         /// Most tokens to write.
         #[serde(default, alias = "max_completion_tokens", skip_serializing_if = "Option::is_none")]
         pub max_tokens: Option<usize>,
-        /// Answers wanted.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        pub n: Option<usize>,
-        /// Server-sent events instead of one answer.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        pub stream: Option<bool>,
         /// What a stream tells besides text.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub stream_options: Option<StreamOptions>,
-        /// The answer ends before any of these.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        pub stop: Option<Stop>,
-        /// What the answer must look like.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        pub response_format: Option<ResponseFormat>,
         /// Accepted for compatibility, not used.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub user: Option<String>,

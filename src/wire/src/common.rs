@@ -85,7 +85,7 @@ pub struct Control {
     pub coalesce_key: Option<String>,
 }
 
-/// Adds the fields of [`Sampling`] to a request.
+/// A request for text: its own fields, and those of every request for text.
 ///
 /// `serde(flatten)` would switch off the refusal of unknown fields, so the
 /// fields are written into each request.
@@ -101,6 +101,18 @@ macro_rules! request {
         #[serde(deny_unknown_fields)]
         pub struct $name {
             $($(#[$fmeta])* pub $field: $ty,)*
+            /// Answers wanted.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub n: Option<usize>,
+            /// Server-sent events instead of one answer.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub stream: Option<bool>,
+            /// The answer ends before any of these.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub stop: Option<$crate::format::Stop>,
+            /// What the answer must look like.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            pub response_format: Option<$crate::format::ResponseFormat>,
             /// Divides the logits; 0 always takes the best token.
             #[serde(default, skip_serializing_if = "Option::is_none")]
             pub temperature: Option<f32>,

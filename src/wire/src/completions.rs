@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::common::{Timing, Usage, request};
-use crate::infill::{ResponseFormat, Stop};
+use crate::format::StreamOptions;
 
 request! {
     /// A text to continue.
@@ -16,40 +16,19 @@ request! {
         /// Most tokens to write.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub max_tokens: Option<usize>,
-        /// Answers wanted.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        pub n: Option<usize>,
-        /// Server-sent events instead of one answer.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        pub stream: Option<bool>,
         /// What a stream tells besides text.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub stream_options: Option<StreamOptions>,
-        /// The answer ends before any of these.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        pub stop: Option<Stop>,
         /// Report the log-probability of each token and of this many alternatives.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub logprobs: Option<usize>,
         /// Repeat the prompt before the answer.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub echo: Option<bool>,
-        /// What the answer must look like.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        pub response_format: Option<ResponseFormat>,
         /// Accepted for compatibility, not used.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub user: Option<String>,
     }
-}
-
-/// What a stream tells besides text.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct StreamOptions {
-    /// A last chunk with the usage.
-    #[serde(default)]
-    pub include_usage: bool,
 }
 
 /// The answer, whole or one chunk of it.

@@ -13,6 +13,7 @@
 //! | [`tokenize`] | text to ids and back |
 //! | [`status`] | what is loaded and how it fares |
 //! | [`common`] | fields that every request shares; usage and timing |
+//! | [`format`] | stop strings, schemas, what a stream tells |
 //! | [`error`] | the error envelope |
 
 pub mod chat;
@@ -20,6 +21,7 @@ pub mod classify;
 pub mod common;
 pub mod completions;
 pub mod error;
+pub mod format;
 pub mod infill;
 mod input;
 pub mod status;

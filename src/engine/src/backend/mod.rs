@@ -165,6 +165,6 @@ pub trait Backend: Send {
     /// Memory held now.
     fn memory(&self) -> MemoryUse;
 
-    /// Gives unused blocks back to the system; returns how much was resident.
+    /// Gives unused blocks back to the system; returns how much that was.
     fn shrink(&mut self) -> Bytes;
 }

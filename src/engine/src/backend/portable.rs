@@ -368,7 +368,7 @@ impl Backend for Portable {
 
     fn shrink(&mut self) -> Bytes {
         // Every tensor is as long as its sequence; there is nothing to spare.
-        self.memory().kv_resident
+        Bytes(0)
     }
 }
 

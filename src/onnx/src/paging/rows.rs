@@ -112,10 +112,11 @@ pub(super) fn check(graph: &Graph, positions: &PositionInput) -> Result<(), Unkn
 }
 
 fn last_axis(node: &NodeProto) -> bool {
-    matches!(attr_int(node, "axis"), None | Some(-1 | 2))
+    matches!(attr_int(node, "axis"), None | Some(-1))
 }
 
-/// Hidden states are `[1, N, width]` or `[1, N, heads, dim]` or `[1, heads, N, dim]`.
+/// Hidden states are `[1, N, width]` or `[1, N, heads, dim]` or `[1, heads, N, dim]`:
+/// only the last axis is never that of the tokens, and ranks are not known here.
 fn inner_axis(graph: &Graph, node: &NodeProto) -> bool {
     match node.op_type.as_str() {
         "Slice" => axes(graph, node).is_some_and(|axes| axes.iter().all(|axis| inner(*axis))),
@@ -129,7 +130,7 @@ fn inner_axis(graph: &Graph, node: &NodeProto) -> bool {
 }
 
 const fn inner(axis: i64) -> bool {
-    matches!(axis, -1 | 2 | 3)
+    matches!(axis, -1 | 3)
 }
 
 fn axes(graph: &Graph, node: &NodeProto) -> Option<Vec<i64>> {
