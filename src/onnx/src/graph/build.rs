@@ -5,7 +5,7 @@ use glm::spec::{Activation, Norm, PositionEncoding, Residual, Rotary, RotaryStyl
 
 use super::nodes::{Builder, EMBEDDING, Linear, MICROSOFT, Value, int, norm_name};
 use super::rotation::Rotation;
-use super::weights::{Matrix, NormId, Precision, Vector};
+use super::weights::{Matrix, NormId, Precision, Table, Vector};
 use super::{Options, Plan, Source};
 use crate::proto::{ValueInfoProto, tensor_proto::DataType, tensor_shape_proto::Dimension};
 
@@ -124,27 +124,7 @@ impl Model<'_> {
 
     fn embed(&mut self) -> String {
         let spec = self.spec;
-        let half = self.options.half_embedding && !self.shares_table();
-        let dtype = if half {
-            DataType::Float16
-        } else {
-            DataType::Float
-        };
-        let table = self.b.constant(
-            EMBEDDING,
-            dtype,
-            &[spec.vocab_rows, spec.hidden],
-            Source::Matrix(Matrix::Embedding),
-        );
-        let mut x = self
-            .b
-            .node("", "Gather", &[&table, "input_ids"], "embedding.rows", &[]);
-        if half {
-            let to = Value::Int(DataType::Float as i64);
-            x = self
-                .b
-                .node("", "Cast", &[&x], "embedding.full", &[("to", to)]);
-        }
+        let mut x = self.look_up_tokens();
         if let PositionEncoding::Learned { rows } = spec.positions {
             for (which, (name, matrix)) in [
                 ("positions", Matrix::Positions),
@@ -167,6 +147,37 @@ impl Model<'_> {
             }
         }
         x
+    }
+
+    /// Rows of the embedding table, f32 `[B, S, hidden]`.
+    fn look_up_tokens(&mut self) -> String {
+        let dims = [self.spec.vocab_rows, self.spec.hidden];
+        let source = Source::Matrix(Matrix::Embedding);
+        let kept = if self.shares_table() {
+            Table::Full
+        } else {
+            self.options.embedding
+        };
+        let (dtype, rows) = match kept {
+            Table::Full => (DataType::Float, "embedding.rows"),
+            Table::Half => (DataType::Float16, "embedding.halves"),
+            Table::Quantised(how) => {
+                return self.b.quantised_rows(
+                    "input_ids",
+                    "embedding",
+                    Matrix::Embedding,
+                    dims,
+                    how,
+                );
+            }
+        };
+        let table = self.b.constant(EMBEDDING, dtype, &dims, source);
+        let x = self.b.node("", "Gather", &[&table, "input_ids"], rows, &[]);
+        if dtype == DataType::Float {
+            return x;
+        }
+        let to = [("to", Value::Int(DataType::Float as i64))];
+        self.b.node("", "Cast", &[&x], "embedding.rows", &to)
     }
 
     /// One of the two position numbers, `[B, S]`.

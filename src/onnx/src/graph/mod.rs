@@ -30,7 +30,7 @@ mod weights;
 pub use build::build;
 pub use place::{ALIGNMENT, INLINE_LIMIT, place};
 pub use rotation::{Rotation, rotation_rows};
-pub use weights::{Block, Matrix, NormId, Precision, Quantisation, Scheme, Vector};
+pub use weights::{Block, Matrix, NormId, Precision, Quantisation, Scheme, Table, Vector};
 
 use crate::proto::{ModelProto, tensor_proto::DataType};
 
@@ -41,8 +41,8 @@ pub struct Options {
     pub layers: Precision,
     /// Precision of the head.
     pub head: Precision,
-    /// Whether the embedding table is kept in f16 where the head does not share it.
-    pub half_embedding: bool,
+    /// How the embedding table is kept where the head does not share an f32 one.
+    pub embedding: Table,
     /// Whether the embedding table is the head.
     pub tied_head: bool,
     /// Rows of the tables of cosines and sines; the longest text that can run.
@@ -96,7 +96,8 @@ pub enum Source {
     Vector(Vector),
     /// A matrix of the checkpoint, `[outputs, inputs]`.
     Matrix(Matrix),
-    /// The integers of a quantised matrix, u8 `[outputs, blocks, block * bits / 8]`.
+    /// The integers of a quantised matrix, u8 `[outputs, blocks, block * bits / 8]`;
+    /// a table has them as `[outputs, inputs * bits / 8]`, which is the same bytes.
     Values(Matrix, Quantisation),
     /// Its scales, f32 `[outputs, blocks]`.
     Scales(Matrix, Quantisation),

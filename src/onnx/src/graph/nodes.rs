@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::weights::{Matrix, NormId, Precision, Vector};
+use super::weights::{Matrix, NormId, Precision, Quantisation, Vector};
 use super::{Constant, Plan, Source};
 use crate::proto::{
     AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto,
@@ -152,28 +152,9 @@ impl Builder {
             }
             Precision::Quantised(how) => {
                 let block = how.stored_block(inputs);
-                let blocks = inputs.div_ceil(block);
-                let values = self.constant(
-                    &format!("{name}.values"),
-                    DataType::Uint8,
-                    &[outputs, blocks, block * how.bits() / 8],
-                    Source::Values(matrix, how),
-                );
-                let scales = self.constant(
-                    &format!("{name}.scales"),
-                    DataType::Float,
-                    &[outputs, blocks],
-                    Source::Scales(matrix, how),
-                );
-                let mut operands = vec![x.to_owned(), values, scales];
-                if how.zero_points() {
-                    operands.push(self.constant(
-                        &format!("{name}.zero_points"),
-                        DataType::Uint8,
-                        &[outputs, (blocks * how.bits()).div_ceil(8)],
-                        Source::ZeroPoints(matrix, how),
-                    ));
-                }
+                let values = [outputs, inputs.div_ceil(block), block * how.bits() / 8];
+                let mut operands = vec![x.to_owned()];
+                operands.extend(self.quantised(name, matrix, &values, [outputs, inputs], how));
                 let operands: Vec<&str> = operands.iter().map(String::as_str).collect();
                 self.node(
                     MICROSOFT,
@@ -196,6 +177,68 @@ impl Builder {
         }
         let bias = self.vector(&format!("{name}.bias"), outputs, Vector::Bias(matrix));
         self.node("", "Add", &[&product, &bias], &format!("{name}.sum"), &[])
+    }
+
+    /// Values, scales and, where there are any, zero points of a quantised matrix `[outputs, inputs]`.
+    fn quantised(
+        &mut self,
+        name: &str,
+        matrix: Matrix,
+        values: &[usize],
+        [outputs, inputs]: [usize; 2],
+        how: Quantisation,
+    ) -> Vec<String> {
+        let blocks = inputs.div_ceil(how.stored_block(inputs));
+        let mut operands = vec![
+            self.constant(
+                &format!("{name}.values"),
+                DataType::Uint8,
+                values,
+                Source::Values(matrix, how),
+            ),
+            self.constant(
+                &format!("{name}.scales"),
+                DataType::Float,
+                &[outputs, blocks],
+                Source::Scales(matrix, how),
+            ),
+        ];
+        if how.zero_points() {
+            operands.push(self.constant(
+                &format!("{name}.zero_points"),
+                DataType::Uint8,
+                &[outputs, (blocks * how.bits()).div_ceil(8)],
+                Source::ZeroPoints(matrix, how),
+            ));
+        }
+        operands
+    }
+
+    /// Rows of a quantised table, f32 `[.., width]`. Rows must be whole blocks.
+    pub(super) fn quantised_rows(
+        &mut self,
+        indices: &str,
+        name: &str,
+        matrix: Matrix,
+        [rows, width]: [usize; 2],
+        how: Quantisation,
+    ) -> String {
+        let values = [rows, width * how.bits() / 8];
+        let mut operands = self.quantised(name, matrix, &values, [rows, width], how);
+        operands.insert(1, indices.to_owned());
+        let operands: Vec<&str> = operands.iter().map(String::as_str).collect();
+        self.node(
+            MICROSOFT,
+            "GatherBlockQuantized",
+            &operands,
+            &format!("{name}.rows"),
+            &[
+                ("gather_axis", Value::Int(0)),
+                ("quantize_axis", Value::Int(1)),
+                ("block_size", Value::Int(int(how.stored_block(width)))),
+                ("bits", Value::Int(int(how.bits()))),
+            ],
+        )
     }
 
     /// Gives the result of the last node the name of a graph output.

@@ -1,4 +1,4 @@
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use glm::ModelSpec;
@@ -42,7 +42,7 @@ fn options(scheme: Option<Scheme>, tied_head: bool) -> Options {
     Options {
         layers,
         head: Precision::Full,
-        half_embedding: false,
+        embedding: Table::Full,
         tied_head,
         max_positions: 2048,
     }
@@ -58,7 +58,23 @@ fn all() -> impl Iterator<Item = (ModelSpec, Options)> {
     specs().into_iter().flat_map(move |spec| {
         schemes.into_iter().flat_map(move |scheme| {
             let spec = spec.clone();
-            [false, true].map(move |tied| (spec.clone(), options(scheme, tied)))
+            let layers = options(scheme, false).layers;
+            let table = match layers {
+                Precision::Full => Table::Half,
+                Precision::Quantised(how) => Table::Quantised(how),
+            };
+            [false, true]
+                .map(|tied| options(scheme, tied))
+                .into_iter()
+                .flat_map(move |plain| {
+                    let small = Options {
+                        head: layers,
+                        embedding: table,
+                        ..plain
+                    };
+                    [plain, small]
+                })
+                .map(move |options| (spec.clone(), options))
         })
     })
 }
@@ -139,11 +155,36 @@ fn a_tied_head_is_stored_once() {
 }
 
 #[test]
+fn a_tied_head_of_the_same_quantisation_reads_the_bytes_of_the_table() {
+    let how = Quantisation {
+        scheme: Scheme::Int8,
+        block: Block::Row,
+    };
+    let mut plan = build(
+        &specs()[0],
+        &Options {
+            head: Precision::Quantised(how),
+            embedding: Table::Quantised(how),
+            ..options(None, true)
+        },
+    );
+    place(&mut plan, "data");
+    let graph = plan.model.graph.unwrap();
+    let place = |name: &str| {
+        let tensor = graph.initializer.iter().find(|tensor| tensor.name == name);
+        tensor.unwrap().external_data.clone()
+    };
+    assert_eq!(place("embedding.values"), place("head.values"));
+    assert_eq!(place("embedding.values").len(), 3);
+}
+
+#[test]
 fn large_constants_lie_apart_and_aligned() {
     for (spec, options) in all() {
         let mut plan = build(&spec, &options);
         let length = place(&mut plan, "data");
         let mut end = 0;
+        let mut places = HashMap::new();
         for (tensor, constant) in plan
             .model
             .graph
@@ -162,8 +203,13 @@ fn large_constants_lie_apart_and_aligned() {
                 let number = |place: usize| tensor.external_data[place].value.parse::<u64>();
                 let (offset, bytes) = (number(1).unwrap(), number(2).unwrap());
                 assert_eq!((offset % ALIGNMENT, bytes), (0, constant.bytes()));
-                assert!(offset >= end);
-                end = offset + bytes;
+                match places.insert(offset, &constant.source) {
+                    Some(other) => assert_eq!(other, &constant.source),
+                    None => {
+                        assert!(offset >= end);
+                        end = offset + bytes;
+                    }
+                }
             }
         }
         assert_eq!(end, length);

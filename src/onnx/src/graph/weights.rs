@@ -56,6 +56,17 @@ pub enum Precision {
     Quantised(Quantisation),
 }
 
+/// How a table of rows to look up is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Table {
+    /// As f32.
+    Full,
+    /// As f16.
+    Half,
+    /// As integers with scales. A tied head of the same quantisation reads the same bytes.
+    Quantised(Quantisation),
+}
+
 /// Integers and how many of them share a scale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quantisation {

@@ -8,7 +8,7 @@
 
 use std::collections::HashSet;
 
-use super::constants::{ConstantId, ElementType, table_of};
+use super::constants::{Constant, ConstantId, ElementType, table_of};
 use super::graph::{self, Graph, attr_count, attr_float, attr_int, input, unknown};
 use super::{PAGED_ATTENTION, Unknown};
 use crate::proto::NodeProto;
@@ -246,7 +246,7 @@ fn rotary(graph: &mut Graph, node: &NodeProto, head_dim: usize) -> Result<Rotary
             .filter(|table| table.data.dtype == ElementType::F32)
             .ok_or_else(|| unknown(node, "the tables of cosines and sines are no f32 constants"))?;
         let width = table.width;
-        Ok((graph.add_table(&name, table), width))
+        Ok((graph.add_table(&name, Constant::Table(table)), width))
     };
     let (cos, width) = table(7)?;
     let (sin, sin_width) = table(8)?;

@@ -17,6 +17,8 @@ pub enum Constant {
     Dense(Dense),
     /// Rows to look up.
     Table(Table),
+    /// Rows to look up, kept as integers: `outputs` rows of `inputs` elements.
+    QuantisedTable(Box<Quantised>),
 }
 
 impl Constant {
@@ -26,12 +28,12 @@ impl Constant {
         match self {
             Self::Quantised(weights) => Some(weights.outputs),
             Self::Dense(weights) => Some(weights.outputs),
-            Self::Table(_) => None,
+            Self::Table(_) | Self::QuantisedTable(_) => None,
         }
     }
 }
 
-/// Weights of a `MatMulNBits` node: `w = (q - zero) scale`.
+/// Weights of a `MatMulNBits` or `GatherBlockQuantized` node: `w = (q - zero) scale`.
 ///
 /// Four-bit values lie two in a byte, the first in the low half.
 #[derive(Clone, Debug)]
@@ -152,6 +154,14 @@ pub(super) fn replace_products(graph: &mut Graph) -> Result<(), Unknown> {
 pub(super) fn replace_tables(graph: &mut Graph) -> Result<(), Unknown> {
     for place in 0..graph.graph.node.len() {
         let node = graph.graph.node[place].clone();
+        if node.op_type == "GatherBlockQuantized" {
+            let table = quantised_table(graph, &node)?;
+            let values = table.values.name.clone();
+            let indices = input(&node, 1).unwrap_or_default().to_owned();
+            let id = graph.add_table(&values, Constant::QuantisedTable(Box::new(table)));
+            graph.graph.node[place] = graph::own(&node, ROWS, id.0, vec![indices]);
+            continue;
+        }
         let standard = matches!(node.domain.as_str(), "" | "ai.onnx");
         if !standard || node.op_type != "Gather" || attr_int(&node, "axis").unwrap_or(0) != 0 {
             continue;
@@ -174,7 +184,7 @@ pub(super) fn replace_tables(graph: &mut Graph) -> Result<(), Unknown> {
             continue;
         }
         let (name, indices) = (name.to_owned(), indices.to_owned());
-        let id = graph.add_table(&name, table);
+        let id = graph.add_table(&name, Constant::Table(table));
         graph.graph.node[place] = graph::own(&node, ROWS, id.0, vec![indices]);
     }
     Ok(())
@@ -207,53 +217,100 @@ fn quantised(graph: &Graph, node: &NodeProto) -> Result<Quantised, Unknown> {
     if input(node, 4).is_some() {
         return Err(unknown(node, "reordered groups are not known"));
     }
-    let operand = |index: usize, what: &str, dtype: ElementType, count: Option<usize>| {
-        let name =
-            input(node, index).ok_or_else(|| unknown(node, &format!("the {what} are missing")))?;
-        let found = graph
-            .initializer(name)
-            .and_then(blob)
-            .filter(|blob| blob.dtype == dtype)
-            .ok_or_else(|| {
-                unknown(
-                    node,
-                    &format!("the {what} `{name}` are no constant of type {dtype:?}"),
-                )
-            })?;
-        let bytes = count.and_then(|count| count.checked_mul(dtype.size()));
-        if bytes.is_none_or(|bytes| found.bytes() != bytes as u64) {
-            return Err(unknown(
-                node,
-                &format!("the {what} `{name}` have the wrong size"),
-            ));
-        }
-        Ok(found)
+    let weights = [input(node, 1), input(node, 2), input(node, 3)];
+    let mut found = packed(graph, node, [outputs, inputs], (bits, block), weights)?;
+    found.bias = input(node, 5)
+        .map(|name| sized(graph, node, name, "bias", ElementType::F32, Some(outputs)))
+        .transpose()?;
+    Ok(found)
+}
+
+/// The table of a `GatherBlockQuantized` node that looks up whole rows.
+fn quantised_table(graph: &Graph, node: &NodeProto) -> Result<Quantised, Unknown> {
+    let dims = input(node, 0)
+        .and_then(|name| graph.initializer(name))
+        .and_then(sizes);
+    let Some([rows, packed_width]) = dims.as_deref() else {
+        return Err(unknown(node, "the table is no constant with two axes"));
     };
+    let last = matches!(attr_int(node, "quantize_axis"), Some(1 | -1));
+    if attr_int(node, "gather_axis").unwrap_or(0) != 0 || !last {
+        return Err(unknown(node, "only whole rows of a table can be looked up"));
+    }
+    let bits = attr_count(node, "bits").unwrap_or(4);
+    if bits != 4 && bits != 8 {
+        return Err(unknown(node, &format!("{bits} bits are not known")));
+    }
+    let block = attr_count(node, "block_size").unwrap_or(128);
+    let width = packed_width * 8 / bits;
+    if !width.is_multiple_of(block) {
+        return Err(unknown(node, "the rows are not whole blocks"));
+    }
+    let weights = [input(node, 0), input(node, 2), input(node, 3)];
+    packed(graph, node, [*rows, width], (bits, block), weights)
+}
+
+/// Values, scales and zero points, if type and length agree.
+fn packed(
+    graph: &Graph,
+    node: &NodeProto,
+    [outputs, inputs]: [usize; 2],
+    (bits, block): (usize, usize),
+    [values, scales, zero_points]: [Option<&str>; 3],
+) -> Result<Quantised, Unknown> {
     let blocks = inputs.div_ceil(block);
     let cells = outputs.checked_mul(blocks);
     let of_cells = |each: usize| cells.and_then(|cells| cells.checked_mul(each));
+    let operand = |name: Option<&str>, what: &str, dtype: ElementType, count: Option<usize>| {
+        let name = name.ok_or_else(|| unknown(node, &format!("the {what} are missing")))?;
+        sized(graph, node, name, what, dtype, count)
+    };
     Ok(Quantised {
         outputs,
         inputs,
         bits,
         block,
         values: operand(
-            1,
+            values,
             "weights",
             ElementType::U8,
             of_cells((block * bits).div_ceil(8)),
         )?,
-        scales: operand(2, "scales", ElementType::F32, cells)?,
-        zero_points: input(node, 3)
-            .map(|_| {
+        scales: operand(scales, "scales", ElementType::F32, cells)?,
+        zero_points: zero_points
+            .map(|name| {
                 let row = (blocks * bits).div_ceil(8);
-                operand(3, "zero points", ElementType::U8, outputs.checked_mul(row))
+                let count = outputs.checked_mul(row);
+                sized(graph, node, name, "zero points", ElementType::U8, count)
             })
             .transpose()?,
-        bias: input(node, 5)
-            .map(|_| operand(5, "bias", ElementType::F32, Some(outputs)))
-            .transpose()?,
+        bias: None,
     })
+}
+
+/// The constant `name` of `count` elements.
+fn sized(
+    graph: &Graph,
+    node: &NodeProto,
+    name: &str,
+    what: &str,
+    dtype: ElementType,
+    count: Option<usize>,
+) -> Result<Blob, Unknown> {
+    let found = graph
+        .initializer(name)
+        .and_then(blob)
+        .filter(|blob| blob.dtype == dtype)
+        .ok_or_else(|| {
+            let reason = format!("the {what} `{name}` are no constant of type {dtype:?}");
+            unknown(node, &reason)
+        })?;
+    let bytes = count.and_then(|count| count.checked_mul(dtype.size()));
+    if bytes.is_none_or(|bytes| found.bytes() != bytes as u64) {
+        let reason = format!("the {what} `{name}` have the wrong size");
+        return Err(unknown(node, &reason));
+    }
+    Ok(found)
 }
 
 /// `x W` with a constant `W`, or `x W^T` where the constant is turned first.

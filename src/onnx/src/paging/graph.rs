@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::constants::{Constant, ConstantId, Table};
+use super::constants::{Constant, ConstantId};
 use super::{DOMAIN, INDEX, PositionInput, Unknown, WANTED_ROWS};
 use crate::proto::{
     AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto,
@@ -155,11 +155,11 @@ impl Graph {
     }
 
     /// Keeps the table `name` outside the graph, once.
-    pub(super) fn add_table(&mut self, name: &str, table: Table) -> ConstantId {
+    pub(super) fn add_table(&mut self, name: &str, table: Constant) -> ConstantId {
         if let Some(id) = self.tables.get(name) {
             return *id;
         }
-        let id = self.add_constant(Constant::Table(table));
+        let id = self.add_constant(table);
         self.tables.insert(name.to_owned(), id);
         id
     }
