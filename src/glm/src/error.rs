@@ -53,6 +53,16 @@ pub enum Error {
         /// Rows of the embedding table.
         rows: usize,
     },
+    /// A key of `glm.json` or `tasks.json` is unknown, missing or out of range.
+    #[error("{file}: `{key}`: {reason}")]
+    Manifest {
+        /// Name of the file.
+        file: String,
+        /// Way to the key, with dots.
+        key: String,
+        /// What is wrong and what was expected.
+        reason: String,
+    },
     /// The chat template cannot be compiled or rendered.
     #[error("chat template: {reason}")]
     Template {
@@ -101,6 +111,7 @@ impl Error {
             Self::UnsupportedModel { .. } => "unsupported_model",
             Self::Tokenizer { .. } => "bad_tokenizer",
             Self::VocabularyTooSmall { .. } => "vocabulary_too_small",
+            Self::Manifest { .. } => "bad_manifest",
             Self::Template { .. } => "bad_template",
             Self::Unsupported { .. } => "unsupported_operation",
             Self::Input { .. } => "bad_input",

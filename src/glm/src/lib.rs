@@ -15,11 +15,13 @@
 //! | [`spec`] | which family a checkpoint is and what its layers look like |
 //! | [`tokenizer`] | text to ids and back; text never becomes a special token |
 //! | [`sampling`] | from logits to the next token, stop strings |
+//! | [`manifest`] | what a model directory says of itself: `glm.json` |
 //! | [`ids`] | newtypes for token ids, counts and positions |
 //! | [`error`] | the crate's error type |
 
 pub mod error;
 pub mod ids;
+pub mod manifest;
 pub mod sampling;
 pub mod spec;
 pub mod tokenizer;

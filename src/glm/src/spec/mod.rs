@@ -186,6 +186,7 @@ pub enum RotaryStyle {
 
 /// Rotary position embedding of queries and keys.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Rotary {
     /// Pairing.
     pub style: RotaryStyle,
@@ -214,6 +215,7 @@ pub enum PositionEncoding {
 
 /// Which linear layers have a bias.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Biases {
     /// The fused query, key and value projection.
     pub qkv: bool,
@@ -223,6 +225,7 @@ pub struct Biases {
 
 /// Everything that the families differ in. Sizes count elements.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ModelSpec {
     /// Which family.
     pub family: Family,
