@@ -9,12 +9,25 @@ use glm::{ModelSpec, TokenId};
 use glm_onnx::{Error, Result};
 use serde_json::Value;
 
+use crate::failure::Failure;
+use crate::options::Output;
+use crate::print;
+
 /// Longest configuration that is read. Real ones have a few KiB; tokenizer
 /// configurations that list every added token stay below 1 MiB.
 const MAX_CONFIG: u64 = 4 << 20;
 
+/// Runs the command.
+pub fn run(checkpoint: &Path, output: Output) -> Result<(), Failure> {
+    let spec = read(checkpoint)?;
+    match output {
+        Output::Text => print::line(&text(&spec)),
+        Output::Json => print::json(&spec),
+    }
+}
+
 /// Reads `config.json` and, where there is one, `tokenizer_config.json`.
-pub fn read(checkpoint: &Path) -> Result<ModelSpec> {
+fn read(checkpoint: &Path) -> Result<ModelSpec> {
     let path = checkpoint.join("config.json");
     let config = json(&path)?.ok_or_else(|| Error::Missing {
         path,
@@ -51,7 +64,7 @@ fn json(path: &Path) -> Result<Option<Value>> {
 }
 
 /// The description as aligned lines.
-pub fn text(spec: &ModelSpec) -> String {
+fn text(spec: &ModelSpec) -> String {
     let id = |id: Option<TokenId>| id.map_or_else(|| "-".to_owned(), |id| id.to_string());
     let positions = match spec.positions {
         PositionEncoding::Learned { rows } => format!("learned 2D, {rows} rows each"),

@@ -1,43 +1,38 @@
 //! `glmctl`: the command line of glmd.
 //!
-//! Commands return an error, `main` turns it into a message and an exit
-//! status after `sysexits.h`: 64 usage, 65 bad input, 74 input/output.
+//! | module | what it is for |
+//! |---|---|
+//! | `cli` | what can be typed |
+//! | `commands` | commands that ask the daemon |
+//! | `top` | the daemon on a full screen |
+//! | `inspect` | commands that work on files, without a daemon |
+//! | `client` | HTTP and server-sent events over the Unix socket |
+//! | `lines`, `print`, `options`, `interrupt` | input, output, shared options, Ctrl-C |
+//! | `failure` | why a command failed, and its exit status |
+//!
+//! Commands return a [`Failure`]; `main` alone turns it into a message and an
+//! exit status after `sysexits.h`.
 
+mod cli;
+mod client;
+mod commands;
+mod failure;
 mod inspect;
+mod interrupt;
+mod lines;
+mod options;
+mod print;
+mod top;
 
-use std::path::PathBuf;
+use std::io::ErrorKind;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::Parser;
 
-/// Exit status of a command line that cannot be parsed (`EX_USAGE`).
-const USAGE: u8 = 64;
-
-/// Work with GLM models.
-#[derive(Debug, Parser)]
-#[command(version, about)]
-struct Cli {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// Tell which GLM a checkpoint folder holds, from its config.json.
-    Inspect {
-        /// Folder with config.json, as downloaded.
-        checkpoint: PathBuf,
-        /// How to print the answer.
-        #[arg(long, value_enum, default_value_t = Output::Text)]
-        output: Output,
-    },
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Output {
-    Text,
-    Json,
-}
+use cli::{Ask, Cli, Command};
+use client::Client;
+use failure::{Failure, Result, USAGE};
+use options::Output;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -49,18 +44,62 @@ fn main() -> ExitCode {
             return ExitCode::from(status);
         }
     };
-    let Command::Inspect { checkpoint, output } = cli.command;
-    match inspect::read(&checkpoint) {
-        Ok(spec) => {
-            match output {
-                Output::Text => println!("{}", inspect::text(&spec)),
-                Output::Json => println!("{:#}", serde_json::json!(spec)),
-            }
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            eprintln!("glmctl: {error}");
-            ExitCode::from(error.exit_status())
+    let output = cli.output;
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            report(&failure, output);
+            ExitCode::from(failure.exit_status())
         }
     }
+}
+
+fn report(failure: &Failure, output: Output) {
+    match failure {
+        // The reader of a pipe has what it wanted.
+        Failure::Io { source, .. } if source.kind() == ErrorKind::BrokenPipe => {}
+        Failure::Interrupted => {}
+        Failure::Lines { .. } => eprintln!("glmctl: {failure}"),
+        _ if output == Output::Json => eprintln!("{}", serde_json::json!(failure.envelope())),
+        _ => eprintln!("glmctl: {failure}"),
+    }
+}
+
+fn run(cli: Cli) -> Result<()> {
+    match cli.command {
+        Command::Inspect { checkpoint } => inspect::run(&checkpoint, cli.output),
+        Command::Completions { shell } => cli::completions(shell),
+        Command::Man { out } => cli::man_pages(&out),
+        Command::Ask(ask) => {
+            let client = Client::new(options::socket(cli.socket));
+            // One thread: the client waits, it does not compute.
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .map_err(|e| Failure::io("the run-time", e))?;
+            runtime.block_on(talk(*ask, &client, cli.output))
+        }
+    }
+}
+
+async fn talk(ask: Ask, client: &Client, output: Output) -> Result<()> {
+    let work = async {
+        match &ask {
+            Ask::Infill(command) => command.run(client, output).await,
+            Ask::Classify(command) => command.run(client, output).await,
+            Ask::Generate(command) => command.run(client, output).await,
+            Ask::Tokenize(command) => command.run(client, output).await,
+            Ask::Status => commands::operate::status(client, output).await,
+            Ask::Cancel { id } => commands::operate::cancel(client, id).await,
+            Ask::Reload => client.order("/admin/reload").await,
+            Ask::Unload => client.order("/admin/unload").await,
+            // These two read the keyboard and know Ctrl-C themselves.
+            Ask::Chat(command) => return command.run(client, output).await,
+            Ask::Top(command) => return command.run(client).await,
+        }
+    };
+    if matches!(ask, Ask::Chat(_) | Ask::Top(_)) {
+        return work.await;
+    }
+    interrupt::or_done(work).await
 }
