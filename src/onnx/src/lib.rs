@@ -3,6 +3,7 @@
 //! Stands on [`glm`], which says what a model means; this crate says how its
 //! weights lie in files and how its layers become a portable ONNX graph.
 
+pub mod checkpoint;
 pub mod error;
 pub mod graph;
 pub mod paging;
