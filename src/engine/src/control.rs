@@ -8,8 +8,8 @@ use std::fmt;
 
 use glm::Tokens;
 
-use crate::backend::{Bytes, MemoryUse};
-use crate::units::{Level, Moment, Priority};
+use crate::backend::{Backend, MemoryUse, SeqId};
+use crate::units::{Bytes, Level, Margin, Moment, Priority};
 
 /// The engine as the governor sees it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,6 +26,8 @@ pub struct Load {
     pub memory: MemoryUse,
     /// Size of a block.
     pub block_bytes: Bytes,
+    /// Blocks that exist, used or not.
+    pub blocks: usize,
     /// Blocks that the served requests may come to need.
     pub reserved_blocks: usize,
     /// Whether a model is loaded.
@@ -62,6 +64,9 @@ pub struct Allowance {
     pub preempt_one: bool,
     /// Order: give unused blocks back to the system.
     pub shrink: bool,
+    /// Rest after a step, in percent of the time that it took: fewer tokens a step do not cool a
+    /// processor, pauses do.
+    pub rest: u32,
 }
 
 impl Default for Allowance {
@@ -77,6 +82,7 @@ impl Default for Allowance {
             loaded: true,
             preempt_one: false,
             shrink: false,
+            rest: 0,
         }
     }
 }
@@ -85,6 +91,71 @@ impl Default for Allowance {
 pub trait Control: Send + fmt::Debug {
     /// Called once a turn; must be cheap when there is nothing new.
     fn allow(&mut self, now: Moment, load: &Load) -> Allowance;
+
+    /// Called when a model was loaded, before its first step: the time to measure what steps cost.
+    /// Sequences that it makes it must release; it may name 16 of them, from `first` on.
+    fn loaded(&mut self, _now: Moment, _backend: &mut dyn Backend, _first: SeqId) {}
+
+    /// What the last answer rests on, for `status`; `None` when there is no governor.
+    fn report(&self) -> Option<Report> {
+        None
+    }
+}
+
+/// Why the governor allows less than everything.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Cause {
+    /// It allows everything.
+    #[default]
+    None,
+    /// There is little memory left.
+    Headroom,
+    /// Tasks wait for memory: a pressure trigger fired.
+    Stall,
+    /// The control group has come to its limit.
+    Limit,
+    /// The system reads back what it has just dropped, or allocations wait for reclaim.
+    Thrash,
+    /// The processor is hot or slowed down.
+    Heat,
+}
+
+impl Cause {
+    /// Name as `status` spells it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Headroom => "headroom",
+            Self::Stall => "stall",
+            Self::Limit => "limit",
+            Self::Thrash => "thrash",
+            Self::Heat => "heat",
+        }
+    }
+}
+
+/// What the governor knows and why it decides as it does.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Report {
+    /// Memory left above the floor, with the model in memory.
+    pub headroom: Margin,
+    /// Memory that is never to be used.
+    pub floor: Bytes,
+    /// What the headroom ends at: `system`, or the path of a control group.
+    pub bound: Box<str>,
+    /// Memory of this process that no file backs, swapped out or not.
+    pub footprint: Bytes,
+    /// Tokens that a step may have, by memory alone.
+    pub memory_budget: usize,
+    /// Tokens that a step may have, by heat alone.
+    pub heat_budget: usize,
+    /// Hottest part, in degrees Celsius.
+    pub temperature: Option<f64>,
+    /// How the governor learns of pressure at once: `systemd`, `trigger` or `polling`.
+    pub watch: &'static str,
+    /// Why it allows less than everything.
+    pub cause: Cause,
 }
 
 /// No governor: the limits of the configuration alone.

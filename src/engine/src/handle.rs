@@ -35,6 +35,11 @@ impl EngineHandle {
         self.inbox.cancel(id)
     }
 
+    /// Makes the engine look around at once rather than when its idle time is over.
+    pub fn wake(&self) {
+        self.inbox.wake();
+    }
+
     /// The engine as it last described itself.
     #[must_use]
     pub fn status(&self) -> Arc<Status> {

@@ -222,6 +222,11 @@ impl Inbox {
         self.announce(state);
     }
 
+    /// Makes the engine thread look around.
+    pub(crate) fn wake(&self) {
+        self.announce(self.lock());
+    }
+
     fn announce(&self, mut state: MutexGuard<'_, State>) {
         state.news += 1;
         drop(state);

@@ -13,6 +13,7 @@
 //! | [`engine`] | the thread: one turn after the other |
 //! | [`scheduler`] | who waits and who runs: pure deciders |
 //! | [`control`] | what the memory governor tells the engine |
+//! | [`memory`] | the memory governor: what the machine says, and what follows from it |
 //! | [`model`] | a loaded model and where it comes from |
 //! | [`backend`] | the contract between the scheduler and a model runtime |
 //! | [`status`] | what the engine says about itself |
@@ -28,6 +29,7 @@ mod events;
 pub mod handle;
 mod inbox;
 mod mailbox;
+pub mod memory;
 pub mod model;
 mod prefix;
 pub mod request;

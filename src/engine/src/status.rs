@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use crate::backend::{Bytes, MemoryUse};
-use crate::units::{Level, Priority, RequestId};
+use crate::backend::MemoryUse;
+use crate::control::Report;
+use crate::units::{Bytes, Level, Priority, RequestId};
 
 /// What the engine is doing with its model.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -121,6 +122,8 @@ pub struct Status {
     pub reserved: Bytes,
     /// The prefix cache.
     pub cache: CacheStatus,
+    /// What the memory governor knows.
+    pub report: Option<Report>,
     /// Counts.
     pub counters: Counters,
 }

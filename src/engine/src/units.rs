@@ -57,6 +57,103 @@ impl Clock for SystemClock {
     }
 }
 
+/// An amount of memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Bytes(pub u64);
+
+impl Bytes {
+    /// So many mebibytes.
+    #[must_use]
+    pub const fn mib(count: u64) -> Self {
+        Self(count.saturating_mul(1 << 20))
+    }
+
+    /// The sum; the largest amount when there is no such number.
+    #[must_use]
+    pub const fn plus(self, other: Self) -> Self {
+        Self(self.0.saturating_add(other.0))
+    }
+
+    /// What is left without `other`; nothing when that is more.
+    #[must_use]
+    pub const fn less(self, other: Self) -> Self {
+        Self(self.0.saturating_sub(other.0))
+    }
+
+    /// How much more this is than `other`; negative when it is less.
+    #[must_use]
+    pub const fn over(self, other: Self) -> Margin {
+        match self.0.checked_sub(other.0) {
+            Some(more) => Margin(clamped(more)),
+            None => Margin(-clamped(other.0 - self.0)),
+        }
+    }
+
+    /// The amount as a difference to nothing.
+    #[must_use]
+    pub const fn margin(self) -> Margin {
+        Margin(clamped(self.0))
+    }
+}
+
+#[expect(clippy::cast_possible_wrap, reason = "checked just before")]
+const fn clamped(bytes: u64) -> i64 {
+    if bytes > i64::MAX as u64 {
+        i64::MAX
+    } else {
+        bytes as i64
+    }
+}
+
+impl fmt::Display for Bytes {
+    /// In the largest binary unit that keeps it above one: `1.5 GiB`, `64.0 MiB`, `12 B`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        #[expect(clippy::cast_precision_loss, reason = "shown with one decimal")]
+        let bytes = self.0 as f64;
+        for (unit, name) in [(30, "GiB"), (20, "MiB"), (10, "KiB")] {
+            let size = f64::from(1_u32 << unit);
+            if bytes >= size {
+                return write!(f, "{:.1} {name}", bytes / size);
+            }
+        }
+        write!(f, "{} B", self.0)
+    }
+}
+
+/// A difference of amounts of memory, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Margin(pub i64);
+
+impl Margin {
+    /// This much more.
+    #[must_use]
+    pub const fn plus(self, more: Bytes) -> Self {
+        Self(self.0.saturating_add(clamped(more.0)))
+    }
+
+    /// This much less.
+    #[must_use]
+    pub const fn less(self, bytes: Bytes) -> Self {
+        Self(self.0.saturating_sub(clamped(bytes.0)))
+    }
+
+    /// The amount; nothing when negative.
+    #[must_use]
+    pub const fn bytes(self) -> Bytes {
+        match self.0 {
+            0.. => Bytes(self.0.unsigned_abs()),
+            _ => Bytes(0),
+        }
+    }
+}
+
+impl fmt::Display for Margin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sign = if self.0 < 0 { "-" } else { "" };
+        write!(f, "{sign}{}", Bytes(self.0.unsigned_abs()))
+    }
+}
+
 /// How urgent a request is. Waiting makes up for it: see [`Priority::handicap`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Priority {

@@ -75,6 +75,7 @@ fn allowance(level: Level, step_tokens: usize, blocks: usize) -> Allowance {
         loaded: level < Level::Black,
         preempt_one: level >= Level::Red,
         shrink: level >= Level::Orange,
+        rest: 0,
     }
 }
 

@@ -15,6 +15,8 @@ use std::fmt;
 
 use glm::{Position, TokenId};
 
+pub use crate::units::Bytes;
+
 /// Identity of a sequence inside one backend, chosen by the caller and never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SeqId(pub u64);
@@ -24,10 +26,6 @@ impl fmt::Display for SeqId {
         write!(f, "sequence {}", self.0)
     }
 }
-
-/// An amount of memory.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Bytes(pub u64);
 
 /// One token to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,6 +101,9 @@ pub struct Capabilities {
 pub struct MemoryUse {
     /// Weights, mapped from the model file or copied.
     pub weights: Bytes,
+    /// Of these, bytes that are mapped from the model file. The system counts such clean pages as
+    /// available although every step needs them; the memory governor corrects for it.
+    pub mapped: Bytes,
     /// Blocks of the key/value cache that hold tokens.
     pub kv_used: Bytes,
     /// Blocks of the key/value cache that are resident, used or not.

@@ -360,6 +360,8 @@ impl Backend for Portable {
         let used = Bytes(self.used_blocks() as u64 * self.capabilities.block_bytes.0);
         MemoryUse {
             weights: self.weights,
+            // The runtime packs most of them anew, into memory of its own.
+            mapped: Bytes(0),
             kv_used: used,
             kv_resident: used,
             free_blocks: self.free_blocks(),

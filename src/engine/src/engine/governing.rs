@@ -3,6 +3,7 @@
 use crate::control::{Admit, Load};
 use crate::events;
 use crate::inbox::Gate;
+use crate::memory;
 use crate::status::Phase;
 use crate::units::Moment;
 
@@ -36,10 +37,27 @@ impl Engine {
         while self.running.len() > 1 && self.reserved_blocks() > allowance.blocks {
             self.preempt_least();
         }
+        self.drop_excess_prefixes();
         if allowance.shrink
             && let Some(loaded) = &mut self.loaded
         {
             loaded.backend.shrink();
+            memory::trim();
+        }
+    }
+
+    /// Prefixes give way to a smaller pool, the oldest first.
+    fn drop_excess_prefixes(&mut self) {
+        let usable = self.usable_blocks();
+        let Some(loaded) = &mut self.loaded else {
+            return;
+        };
+        let blocks = loaded.info.capabilities.blocks;
+        while blocks.saturating_sub(loaded.backend.memory().free_blocks) > usable {
+            let Some(seq) = loaded.cache.drop_oldest() else {
+                break;
+            };
+            loaded.backend.release(seq);
         }
     }
 
@@ -55,6 +73,7 @@ impl Engine {
             block_bytes: loaded
                 .map(|l| l.info.capabilities.block_bytes)
                 .unwrap_or_default(),
+            blocks: loaded.map_or(0, |l| l.info.capabilities.blocks),
             reserved_blocks: self.reserved_blocks(),
             loaded: loaded.is_some(),
         }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use glm::Tokens;
 use glm::sampling::Banned;
 
+use crate::backend::SeqId;
 use crate::error::{Error, Result};
 use crate::events;
 use crate::inbox::{Command, Done, Drain};
@@ -20,6 +21,9 @@ use super::{Engine, Loaded, Turn};
 
 /// When a client should ask again after the operator has unloaded the model.
 const UNLOADED: Duration = Duration::from_secs(30);
+
+/// Sequences that a governor may make when a model was loaded.
+const WARM_UP: u64 = 16;
 
 /// A change that waits until the running requests are answered.
 pub(super) enum Ending {
@@ -109,7 +113,10 @@ impl Engine {
                 reason: message(&*panic),
             })
         })?;
-        let Model { mut info, backend } = model;
+        let Model {
+            mut info,
+            mut backend,
+        } = model;
         let capabilities = backend.capabilities().clone();
         if capabilities.block_tokens == 0 || capabilities.max_tokens == 0 {
             return Err(Error::Load {
@@ -120,6 +127,16 @@ impl Engine {
             .config
             .cache_tokens
             .unwrap_or(Tokens(capabilities.blocks / 4 * capabilities.block_tokens));
+        // Its measurements may use any number from here on, and ours go on after them.
+        let now = self.inbox.clock.now();
+        let first = SeqId(self.next_seq);
+        catch_unwind(AssertUnwindSafe(|| {
+            self.control.loaded(now, &mut *backend, first);
+        }))
+        .map_err(|panic| Error::Load {
+            reason: format!("its first steps panicked: {}", message(&*panic)),
+        })?;
+        self.next_seq += WARM_UP;
         info.epoch = Epoch(self.next_epoch);
         self.next_epoch += 1;
         info.capabilities = capabilities;

@@ -25,7 +25,7 @@ use glm::Tokens;
 use glm::sampling::Banned;
 
 use crate::answer::Event;
-use crate::backend::{Backend, Bytes, SeqId};
+use crate::backend::{Backend, SeqId};
 use crate::control::{Allowance, Control, Unlimited};
 use crate::error::Error;
 use crate::events;
@@ -37,7 +37,7 @@ use crate::scheduler::cost::CostModel;
 use crate::scheduler::queue::{QueueLimits, Waiting};
 use crate::serving::Served;
 use crate::status::{Counters, Phase, Running, Status};
-use crate::units::{Clock, Moment, RequestId};
+use crate::units::{Bytes, Clock, Moment, RequestId};
 
 use lifecycle::Ending;
 
@@ -131,6 +131,8 @@ pub struct Engine {
     published: Option<Moment>,
     /// News that the last turn has seen.
     seen: u64,
+    /// No step before this moment: the processor rests.
+    rests_until: Moment,
 }
 
 impl std::fmt::Debug for Engine {
@@ -173,6 +175,7 @@ impl Engine {
             ending: None,
             published: None,
             seen: 0,
+            rests_until: Moment::default(),
         };
         (engine, handle)
     }
@@ -213,11 +216,13 @@ impl Engine {
         }
         self.govern(now);
         self.admit(now);
-        let worked = self.step(now);
+        let rest = self.rests_until.since(now);
+        let worked = rest.is_zero() && self.step(now);
         self.publish(now, !worked);
         match worked {
             true => Turn::Worked,
-            false => Turn::Idle(IDLE),
+            false if rest.is_zero() => Turn::Idle(IDLE),
+            false => Turn::Idle(rest.min(IDLE)),
         }
     }
 
@@ -345,9 +350,16 @@ impl Engine {
                 .map(Bytes)
                 .unwrap_or_default(),
             cache: loaded.map(|l| l.cache.status()).unwrap_or_default(),
+            report: self.control.report(),
             counters: self.counters,
             ..Status::default()
         }
+    }
+
+    /// Blocks that may be in use. What was reserved before the governor changed its mind is kept as long as
+    /// it is not preempted, so that the prefix cache gives way and never a running request fails.
+    fn usable_blocks(&self) -> usize {
+        self.allowance.blocks.max(self.reserved_blocks())
     }
 
     /// Tokens that a step may have.

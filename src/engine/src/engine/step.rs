@@ -44,6 +44,8 @@ impl Engine {
                 self.step_tokens = plan.reading + plan.writing;
                 self.reading_went_first = plan.reading_first;
                 self.cost.observe(plan.reading, plan.writing, time);
+                let rest = time.saturating_mul(self.allowance.rest) / 100;
+                self.rests_until = started.after(time).after(rest);
                 self.suspects.pop_front();
                 self.commit(&plan, &places, &logits, now);
             }
@@ -106,16 +108,19 @@ impl Engine {
     /// Plans a step; the prefix cache makes room for it.
     fn plan(&mut self, lanes: &[Lane]) -> Plan {
         let (budget, sequences) = (self.budget(), self.sequences());
+        let usable = self.usable_blocks();
         let Some(loaded) = &mut self.loaded else {
             return Plan::default();
         };
         loop {
+            let free = loaded.backend.memory().free_blocks;
+            let used = loaded.info.capabilities.blocks.saturating_sub(free);
             let room = Room {
                 budget,
                 sequences,
                 reading: self.cost.piece(),
                 logits: self.config.logits_rows.max(sequences),
-                blocks: loaded.backend.memory().free_blocks,
+                blocks: free.min(usable.saturating_sub(used)),
                 block_tokens: loaded.info.capabilities.block_tokens,
                 reading_went_first: self.reading_went_first,
             };

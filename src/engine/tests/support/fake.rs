@@ -314,6 +314,7 @@ impl Backend for FakeBackend {
         let bytes = Bytes(used as u64 * self.capabilities.block_bytes.0);
         MemoryUse {
             weights: Bytes(0),
+            mapped: Bytes(0),
             kv_used: bytes,
             kv_resident: bytes,
             free_blocks: self.free.len(),
