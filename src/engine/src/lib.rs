@@ -15,6 +15,7 @@
 //! | [`control`] | what the memory governor tells the engine |
 //! | [`memory`] | the memory governor: what the machine says, and what follows from it |
 //! | [`model`] | a loaded model and where it comes from |
+//! | [`loading`] | from a model directory to a model that runs |
 //! | [`backend`] | the contract between the scheduler and a model runtime |
 //! | [`status`] | what the engine says about itself |
 //! | [`units`], [`error`] | newtypes; the crate's error type |
@@ -28,6 +29,7 @@ pub mod error;
 mod events;
 pub mod handle;
 mod inbox;
+pub mod loading;
 mod mailbox;
 pub mod memory;
 pub mod model;

@@ -4,11 +4,13 @@ use std::fmt;
 use std::sync::Arc;
 
 use glm::ModelSpec;
+use glm::manifest::Tasks;
 use glm::spec::SpecialIds;
 use glm::tokenizer::Tokenizer;
 
 use crate::backend::{Backend, Capabilities};
 use crate::error::Result;
+use crate::loading::Report;
 use crate::units::Epoch;
 
 /// What transports need to know about the loaded model to make prompts for it.
@@ -28,6 +30,10 @@ pub struct ModelInfo {
     pub tokenizer: Arc<Tokenizer>,
     /// Jinja source of the chat template, when the model chats.
     pub chat_template: Option<String>,
+    /// What the model was trained to be asked, by name.
+    pub tasks: Tasks,
+    /// How it came to run: backend, library, threads, and why no better backend.
+    pub report: Report,
     /// What the backend can do.
     pub capabilities: Capabilities,
 }

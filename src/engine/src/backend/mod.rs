@@ -10,6 +10,7 @@
 
 pub mod library;
 pub mod portable;
+pub mod threads;
 
 use std::fmt;
 

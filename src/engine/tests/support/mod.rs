@@ -11,11 +11,13 @@ mod rig;
 
 use std::sync::Arc;
 
+use glm::manifest::Tasks;
 use glm::sampling::SamplingParams;
 use glm::spec::{Hints, SpecialIds};
 use glm::tokenizer::{TextRules, Tokenizer};
 use glm::{ModelSpec, Position, TokenId};
 use glm_engine::backend::{Bytes, Capabilities};
+use glm_engine::loading::Report;
 use glm_engine::model::{Model, ModelInfo};
 use glm_engine::request::{Context, Generate, Next, Placed, ScoreItem, Work, Writer};
 use glm_engine::units::{Epoch, Priority};
@@ -82,6 +84,8 @@ pub fn info(capabilities: Capabilities) -> ModelInfo {
         },
         tokenizer: Arc::new(tokenizer()),
         chat_template: None,
+        tasks: Tasks::default(),
+        report: Report::default(),
         capabilities,
     }
 }

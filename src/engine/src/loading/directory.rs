@@ -1,0 +1,275 @@
+//! A model directory as it lies on disk.
+//!
+//! What `glmctl export` writes has a `glm.json`, which says everything and
+//! what every file must look like. Decoder exports of other programs have
+//! none: then `config.json` and `tokenizer.json` must do.
+
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use glm::ModelSpec;
+use glm::manifest::{self, Manifest};
+use glm::spec::{Family, Hints, SpecialIds};
+use glm::tokenizer::{TextRules, Tokenizer};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use crate::{Error, Result};
+
+/// Longest manifest, configuration or template that is read; real ones stay below 1 MiB.
+const MAX_TEXT: u64 = 16 << 20;
+/// Longest tokenizer that is read; the largest GLM vocabulary takes about 20 MB.
+const MAX_TOKENIZER: u64 = 128 << 20;
+/// Bytes that are hashed at a time.
+const CHUNK: usize = 1 << 20;
+/// Graph of a directory.
+const GRAPH: &str = "model.onnx";
+
+/// A directory that has been looked at; nothing of the weights is read yet.
+#[derive(Clone, Debug)]
+pub struct Directory {
+    /// The directory.
+    pub folder: PathBuf,
+    /// The graph in it.
+    pub graph: PathBuf,
+    /// `glm.json`, where the directory has one.
+    pub manifest: Option<Manifest>,
+    /// Name of the model.
+    pub id: String,
+    /// Hash over the hashes of all files, hexadecimal.
+    pub digest: String,
+    /// Family and shape.
+    pub spec: ModelSpec,
+    /// Special tokens.
+    pub special: SpecialIds,
+    /// Text to ids and back.
+    pub tokenizer: Arc<Tokenizer>,
+    /// Jinja source of the chat template.
+    pub chat_template: Option<String>,
+    /// Longest text that the graph can run, in tokens.
+    pub context: usize,
+}
+
+impl Directory {
+    /// Reads everything but graph and weights; with a manifest, checks that every file is there and as long as it says.
+    ///
+    /// # Errors
+    /// [`Error::Load`] naming the file and what is wrong with it.
+    pub fn read(folder: &Path) -> Result<Self> {
+        match read(&folder.join(manifest::FILE), MAX_TEXT)? {
+            Some(bytes) => Self::exported(folder, &bytes),
+            None => Self::foreign(folder),
+        }
+    }
+
+    fn exported(folder: &Path, bytes: &[u8]) -> Result<Self> {
+        let at = |error: &dyn std::fmt::Display| failed(folder.join(manifest::FILE), error);
+        let manifest = Manifest::from_json(bytes).map_err(|error| at(&error))?;
+        let mut hash = Sha256::new();
+        for (name, record) in &manifest.files {
+            let path = folder.join(name);
+            let found = fs::metadata(&path).map_err(|error| failed(&path, error))?;
+            if found.len() != record.size {
+                let reason = format!(
+                    "has {} bytes, the manifest says {}; install the model again",
+                    found.len(),
+                    record.size
+                );
+                return Err(failed(&path, reason));
+            }
+            hash.update(format!("{}  {name}\n", record.sha256));
+        }
+        let tokenizer = tokenizer(folder, manifest.text_rules)?;
+        tokenizer
+            .check_vocab(manifest.spec.vocab_rows)
+            .map_err(|error| failed(folder, error))?;
+        Ok(Self {
+            graph: folder.join(GRAPH),
+            id: manifest.name.clone(),
+            digest: hex(&hash.finalize()),
+            spec: manifest.spec.clone(),
+            special: manifest.spec.special.clone(),
+            tokenizer: Arc::new(tokenizer),
+            chat_template: chat_template(folder)?,
+            context: manifest.context,
+            folder: folder.to_owned(),
+            manifest: Some(manifest),
+        })
+    }
+
+    fn foreign(folder: &Path) -> Result<Self> {
+        let path = folder.join("config.json");
+        let config = json(&path)?.ok_or_else(|| {
+            failed(
+                folder,
+                "holds neither glm.json nor config.json: not a model directory",
+            )
+        })?;
+        let tokenizer_config = json(&folder.join("tokenizer_config.json"))?;
+        let hints = Hints {
+            tokenizer_config: tokenizer_config.as_ref(),
+            ..Hints::default()
+        };
+        let spec = ModelSpec::from_config(&config, &hints).map_err(|error| failed(&path, error))?;
+        if matches!(spec.family, Family::Glm | Family::ChatGlm) {
+            // Their text rules and ids are in no file that other exporters write.
+            return Err(failed(
+                folder,
+                "has no glm.json; export this family with `glmctl export`",
+            ));
+        }
+        let genai = json(&folder.join("genai_config.json"))?;
+        let graph = graph_of(folder, genai.as_ref());
+        let tokenizer = tokenizer(folder, TextRules::None)?;
+        let special = tokenizer
+            .specials(&spec)
+            .map_err(|error| failed(folder, error))?;
+        let context = genai
+            .as_ref()
+            .and_then(|value| value.pointer("/model/context_length")?.as_u64())
+            .and_then(|length| usize::try_from(length).ok())
+            .map_or(spec.max_positions, |length| length.min(spec.max_positions));
+        Ok(Self {
+            id: folder.file_name().map_or_else(
+                || "model".to_owned(),
+                |name| name.to_string_lossy().into_owned(),
+            ),
+            digest: unlisted_digest(folder, &graph)?,
+            special,
+            tokenizer: Arc::new(tokenizer),
+            chat_template: chat_template(folder)?,
+            context,
+            spec,
+            graph,
+            folder: folder.to_owned(),
+            manifest: None,
+        })
+    }
+
+    /// Hashes every file that the manifest names; calls `progress` with the bytes hashed since the last call.
+    ///
+    /// # Errors
+    /// [`Error::Load`] naming the first file that differs, or that there is no manifest to compare with.
+    pub fn verify(&self, progress: &mut dyn FnMut(u64)) -> Result<()> {
+        let manifest = self.manifest.as_ref().ok_or_else(|| {
+            failed(
+                &self.folder,
+                "has no glm.json, so there is nothing to compare with",
+            )
+        })?;
+        for (name, record) in &manifest.files {
+            let path = self.folder.join(name);
+            let found = sha256(&path, progress)?;
+            if found != record.sha256.0 {
+                let reason = format!(
+                    "has SHA-256 {}, the manifest says {}; install the model again",
+                    hex(&found),
+                    record.sha256
+                );
+                return Err(failed(&path, reason));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The graph of a directory without manifest.
+fn graph_of(folder: &Path, genai: Option<&Value>) -> PathBuf {
+    let named = genai
+        .and_then(|value| value.pointer("/model/decoder/filename")?.as_str())
+        .filter(|name| !name.contains(['/', '\\']));
+    let tried = [named.unwrap_or(GRAPH), GRAPH, "onnx/model.onnx"].map(|name| folder.join(name));
+    let [first, ..] = &tried;
+    tried
+        .iter()
+        .find(|path| path.is_file())
+        .unwrap_or(first)
+        .clone()
+}
+
+/// What tells apart models without manifest: the graph itself, and sizes and times of what lies beside it.
+fn unlisted_digest(folder: &Path, graph: &Path) -> Result<String> {
+    let mut hash = Sha256::new();
+    hash.update(sha256(graph, &mut |_| {})?);
+    let entries = fs::read_dir(folder).map_err(|error| failed(folder, error))?;
+    let mut beside: Vec<String> = entries
+        .filter_map(|entry| {
+            let entry = entry.ok()?;
+            let metadata = entry.metadata().ok().filter(fs::Metadata::is_file)?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            Some(format!(
+                "{} {:?} {name}\n",
+                metadata.len(),
+                metadata.modified().ok()
+            ))
+        })
+        .collect();
+    beside.sort();
+    hash.update(beside.concat());
+    Ok(hex(&hash.finalize()))
+}
+
+fn sha256(path: &Path, progress: &mut dyn FnMut(u64)) -> Result<[u8; 32]> {
+    let mut file = File::open(path).map_err(|error| failed(path, error))?;
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => return Ok(hash.finalize().into()),
+            Ok(count) => {
+                hash.update(&buffer[..count]);
+                progress(count as u64);
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(failed(path, error)),
+        }
+    }
+}
+
+fn tokenizer(folder: &Path, rules: TextRules) -> Result<Tokenizer> {
+    let path = folder.join("tokenizer.json");
+    let bytes = read(&path, MAX_TOKENIZER)?.ok_or_else(|| failed(&path, "no such file"))?;
+    Tokenizer::from_json(&bytes, rules).map_err(|error| failed(&path, error))
+}
+
+fn chat_template(folder: &Path) -> Result<Option<String>> {
+    let path = folder.join("chat_template.jinja");
+    read(&path, MAX_TEXT)?
+        .map(|bytes| String::from_utf8(bytes).map_err(|error| failed(&path, error)))
+        .transpose()
+}
+
+fn json(path: &Path) -> Result<Option<Value>> {
+    read(path, MAX_TEXT)?
+        .map(|bytes| serde_json::from_slice(&bytes).map_err(|error| failed(path, error)))
+        .transpose()
+}
+
+/// A file of bounded size, or `None` when there is no such file.
+fn read(path: &Path, most: u64) -> Result<Option<Vec<u8>>> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed(path, error)),
+    };
+    let mut bytes = Vec::new();
+    file.take(most + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|error| failed(path, error))?;
+    if bytes.len() as u64 > most {
+        return Err(failed(path, format!("is larger than {most} bytes")));
+    }
+    Ok(Some(bytes))
+}
+
+pub(super) fn failed(path: impl AsRef<Path>, reason: impl std::fmt::Display) -> Error {
+    Error::Load {
+        reason: format!("{}: {reason}", path.as_ref().display()),
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
