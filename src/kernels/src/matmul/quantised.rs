@@ -1,0 +1,62 @@
+//! Products of quantised weights: quantise the rows, then part the outputs.
+
+use super::activations::{Activations, quantise};
+use super::weights::Quantised;
+use super::{Scratch, outputs_of_a_task, scalar};
+use crate::isa::Isa;
+use crate::parallel::Parallel;
+use crate::shared::Output;
+
+/// What the tasks of a product share.
+pub(super) struct Job<'a> {
+    pub(super) weights: &'a Quantised<'a>,
+    pub(super) activations: &'a Activations,
+    out: Output<'a, f32>,
+}
+
+impl Job<'_> {
+    /// Stores sums of outputs from `output` on, with their bias. Each task
+    /// stores outputs of its own.
+    #[inline(always)]
+    pub(super) fn store(&self, row: usize, output: usize, sums: &[f32]) {
+        let outputs = self.weights.outputs;
+        // SAFETY: tasks have ranges of outputs that do not overlap, and a
+        // kernel stores every output of a row once.
+        let out = unsafe { self.out.part(row * outputs + output, sums.len()) };
+        match self.weights.bias {
+            Some(bias) => {
+                for ((out, sum), bias) in out.iter_mut().zip(sums).zip(&bias[output..]) {
+                    *out = sum + bias;
+                }
+            }
+            None => out.copy_from_slice(sums),
+        }
+    }
+}
+
+/// Outputs that a kernel takes at a time.
+const UNIT: usize = 16;
+
+pub(super) fn run(
+    _isa: Isa,
+    weights: &Quantised<'_>,
+    x: &[f32],
+    rows: usize,
+    out: &mut [f32],
+    scratch: &mut Scratch,
+    par: &dyn Parallel,
+) {
+    let activations = &mut scratch.activations;
+    activations.fill(weights, x, rows, par, quantise);
+    let job = Job {
+        weights,
+        activations,
+        out: Output::new(out),
+    };
+    let share = outputs_of_a_task(weights.outputs, UNIT, par.threads());
+    par.run(weights.outputs.div_ceil(share), &|task| {
+        let from = task * share;
+        let to = (from + share).min(weights.outputs);
+        scalar::outputs(&job, from, to);
+    });
+}
