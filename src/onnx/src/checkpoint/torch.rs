@@ -8,7 +8,7 @@ use std::path::Path;
 
 use super::bytes::{ReadAt, piece};
 use super::pickle::{self, Stored};
-use super::tensor::Tensor;
+use super::tensor::{Tensor, elements};
 use super::zip;
 use crate::{Error, Result};
 
@@ -83,7 +83,7 @@ pub(super) fn tensors(path: &Path, bytes: &dyn ReadAt) -> Result<BTreeMap<String
     Ok(tensors)
 }
 
-/// Checks that a view stays within its storage.
+/// Checks that a view stays within its storage, and does not make more of it than there is.
 fn check(stored: &Stored<'_>) -> Result<(), String> {
     let (shape, strides) = (&stored.shape, &stored.strides);
     if shape.len() != strides.len() {
@@ -100,11 +100,12 @@ fn check(stored: &Stored<'_>) -> Result<(), String> {
             });
         last.and_then(|last| last.checked_add(1))
     };
-    match end {
-        Some(end) if end <= stored.elements => Ok(()),
+    let count = elements(shape).filter(|count| *count <= stored.elements);
+    match (end, count) {
+        (Some(end), Some(_)) if end <= stored.elements => Ok(()),
         _ => Err(format!(
-            "shape {shape:?} with strides {strides:?} from element {} leaves its storage of {} \
-             elements",
+            "shape {shape:?} with strides {strides:?} from element {} does not fit its storage of \
+             {} elements",
             stored.first, stored.elements
         )),
     }
