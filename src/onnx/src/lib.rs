@@ -7,6 +7,8 @@ pub mod checkpoint;
 pub mod error;
 pub mod graph;
 pub mod paging;
+mod parallel;
 pub mod proto;
+pub mod quantise;
 
 pub use error::{Error, Result};
