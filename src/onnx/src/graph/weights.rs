@@ -1,7 +1,7 @@
 //! The weights of a model by what they mean, and how exactly they are kept.
 
 /// A matrix, as in `y = x W^T`: rows are outputs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Matrix {
     /// Token embedding, `[vocab_rows, hidden]`.
     Embedding,
