@@ -333,6 +333,33 @@ fn damaged_files_are_refused() {
 }
 
 #[test]
+fn special_tokens_of_a_checkpoint_stand_behind_its_vocabulary() {
+    let bert = || Tokenizer::from_wordpiece(WORDS.as_bytes(), Additions::GlmBert).unwrap();
+    let next = u32::try_from(bert().size()).unwrap();
+    let known = bert().special("[MASK]").unwrap();
+    let more = |tokens: &[(u32, &str)]| {
+        let tokens = tokens
+            .iter()
+            .map(|(id, text)| (TokenId(*id), (*text).to_owned()));
+        bert().with_specials(&tokens.collect())
+    };
+    // A known token keeps its id, whatever the file says.
+    let all = [(next + 1, "[sMASK]"), (next, "[gMASK]"), (9, "[MASK]")];
+    let grown = more(&all).unwrap();
+    assert_eq!(grown.special("[gMASK]"), Some(TokenId(next)));
+    assert_eq!(grown.special("[sMASK]"), Some(TokenId(next + 1)));
+    assert_eq!(grown.special("[MASK]"), Some(known));
+    let again = Tokenizer::from_json(grown.to_json().unwrap().as_bytes(), TextRules::None).unwrap();
+    assert_eq!(again.special("[sMASK]"), Some(TokenId(next + 1)));
+    for wrong in [next - 1, next + 1] {
+        assert_eq!(
+            more(&[(wrong, "[gMASK]")]).unwrap_err().code(),
+            "bad_tokenizer"
+        );
+    }
+}
+
+#[test]
 fn ids_beyond_the_embedding_table_are_refused() {
     let t = Tokenizer::from_json(&fixture("glm4-hf/tokenizer.json"), TextRules::None).unwrap();
     assert!(t.check_vocab(t.size()).is_ok());

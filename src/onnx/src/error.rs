@@ -71,6 +71,17 @@ pub enum Error {
         /// What is wrong and what is accepted.
         reason: String,
     },
+    /// An exported file is not what its manifest says.
+    #[error("{}: {reason}; export or download the model again", path.display())]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// Sizes or hashes, expected and found.
+        reason: String,
+    },
+    /// Whoever watched the progress asked for an end.
+    #[error("stopped; nothing was left behind")]
+    Cancelled,
     /// The model description or tokenizer is not usable.
     #[error(transparent)]
     Model(#[from] glm::Error),
@@ -117,17 +128,21 @@ impl Error {
             Self::MissingTensor { .. } => "tensor_missing",
             Self::Tensor { .. } => "bad_tensor",
             Self::Option { .. } => "bad_option",
+            Self::Corrupt { .. } => "corrupt_model",
+            Self::Cancelled => "cancelled",
             Self::Model(e) => e.code(),
         }
     }
 
     /// Exit status for command-line programs, after `sysexits.h`: 74 when the
-    /// system failed, 64 for a wrong option, 65 when the input is at fault.
+    /// system failed, 64 for a wrong option, 65 when the input is at fault; 130
+    /// after an interruption, as shells report it.
     #[must_use]
     pub const fn exit_status(&self) -> u8 {
         match self {
             Self::Io { .. } => 74,
             Self::Option { .. } => 64,
+            Self::Cancelled => 130,
             _ => 65,
         }
     }

@@ -121,6 +121,34 @@ impl Tokenizer {
         }
     }
 
+    /// The same vocabulary with special tokens of a checkpoint's own behind it,
+    /// such as those of `added_tokens.json`. Tokens that it has already are left as they are.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] for an id that another token has, or that leaves a gap.
+    pub fn with_specials(self, tokens: &BTreeMap<TokenId, String>) -> Result<Self> {
+        const FILE: &str = "added_tokens.json";
+        let offset = self.rules.id_offset();
+        let mut inner = self.inner;
+        for (id, token) in tokens {
+            if inner.token_to_id(token).is_some() {
+                continue;
+            }
+            inner
+                .add_special_tokens([AddedToken::from(token.clone(), true)])
+                .map_err(|e| bad(FILE, e.to_string()))?;
+            let given = inner.token_to_id(token).map(|given| given + offset);
+            if given != Some(id.0) {
+                let next = given.map_or_else(|| "none".to_owned(), |id| id.to_string());
+                return Err(bad(
+                    FILE,
+                    format!("gives `{token}` the id {id}, the next free id is {next}"),
+                ));
+            }
+        }
+        Self::new(inner, self.rules)
+    }
+
     fn from_document(document: &serde_json::Value, rules: TextRules) -> Result<Self> {
         let bytes = serde_json::to_vec(document).map_err(|e| bad(JSON, e.to_string()))?;
         Self::from_json(&bytes, rules)

@@ -1,0 +1,177 @@
+//! A checkpoint folder in, a model directory out.
+//!
+//! Everything is written to a staging folder beside the destination, which
+//! takes its name when it is whole and on the disk; an error on the way leaves
+//! nothing. Weights pass through a few rows at a time, so memory stays far
+//! below the size of the model.
+//!
+//! | file | from |
+//! |---|---|
+//! | `model.onnx`, `model.onnx.data` | the plan of [`graph`], filled with weights |
+//! | `tokenizer.json` | whatever tokenizer files the checkpoint has |
+//! | `chat_template.jinja` | the same file, or the template inside `tokenizer_config.json` |
+//! | `config.json`, `tokenizer_config.json`, `generation_config.json`, licences | copied |
+//! | `genai_config.json` | written for causal families, for ONNX Runtime GenAI |
+//! | `glm.json` | [`Manifest`]: hashes of all these, golden logits, tasks |
+
+mod companions;
+mod golden;
+mod options;
+mod sink;
+mod staging;
+mod stored;
+mod tokenizer;
+
+use std::fs;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use glm::ModelSpec;
+use glm::manifest::{self, Manifest, Source};
+use prost::Message as _;
+
+pub use options::Options;
+
+use crate::checkpoint::{Checkpoint, FamilyWeights};
+use crate::graph::{self, Plan};
+use crate::model_dir::{self, DATA, GRAPH};
+use crate::source::{self, Config};
+use crate::{Error, Result};
+use sink::Sink;
+use staging::Staging;
+use stored::StoredWeights;
+
+/// Part of the work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Weights are read, quantised and written; counted in weights.
+    Weights,
+    /// Golden logits are computed; counted in layers.
+    Golden,
+    /// Files are read back for their hashes; counted in bytes.
+    Hashes,
+}
+
+/// How far a stage is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// The stage.
+    pub stage: Stage,
+    /// What is done of it.
+    pub done: u64,
+    /// All of it.
+    pub total: u64,
+}
+
+/// Told of progress, from several threads; `Break` ends the export with [`Error::Cancelled`].
+pub type Watch<'a> = &'a (dyn Fn(Progress) -> ControlFlow<()> + Sync);
+
+/// What was exported.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// The manifest of the new directory.
+    pub manifest: Manifest,
+    /// What the user should know, a sentence each.
+    pub warnings: Vec<String>,
+}
+
+/// Exports the checkpoint in `source` to the new directory `out`.
+///
+/// # Errors
+/// [`Error::Option`] for options that do not fit the model, and when `out` is
+/// there already; [`Error::Model`] when configuration, tokenizer or tasks
+/// cannot be used; whatever [`Checkpoint`] and [`FamilyWeights`] say of the
+/// weights; [`Error::Io`]; [`Error::Cancelled`].
+pub fn export(source: &Path, out: &Path, options: &Options, watch: Watch<'_>) -> Result<Report> {
+    staging::check_destination(out, options.force)?;
+    let config = Config::read(source, options.family)?;
+    let tokenizer = tokenizer::load(source, &config)?;
+    let checkpoint = Checkpoint::open(source)?;
+    let weights = FamilyWeights::new(&checkpoint, &config.spec)?;
+    let mut spec = config.spec.clone();
+    spec.special = tokenizer.tokenizer.specials(&spec)?;
+    tokenizer.tokenizer.check_vocab(spec.vocab_rows)?;
+    let tasks = companions::tasks(source, &spec)?;
+    let tied = weights.head_is_embedding()?;
+    let warnings = warnings(&config.spec, tied, &weights.unused());
+    let plan = options.plan(&spec, tied)?;
+
+    let staging = Staging::new(out)?;
+    let folder = staging.path();
+    let plan = write_graph(folder, plan, &weights, options.threads, watch)?;
+    companions::write(folder, source, &config, &spec, &tokenizer)?;
+    let stored = StoredWeights::open(&plan, folder)?;
+    let golden = golden::compute(&spec, &stored, options, watch)?;
+    let files = model_dir::records(folder, &mut |done, total| {
+        tell(watch, Stage::Hashes, done, total)
+    })?;
+    let manifest = Manifest {
+        format: manifest::FORMAT,
+        name: options.name.clone().unwrap_or_else(|| source::name_of(out)),
+        license: options.license.clone(),
+        source: Source {
+            checkpoint: source::name_of(source),
+            config_sha256: config.sha256(),
+            exporter: concat!("glmd ", env!("CARGO_PKG_VERSION")).to_owned(),
+        },
+        context: spec.max_positions,
+        text_rules: tokenizer.tokenizer.rules(),
+        quantisation: options.record(tied),
+        files,
+        golden,
+        tasks,
+        spec,
+    };
+    model_dir::write_manifest(folder, &manifest)?;
+    staging.commit(options.force)?;
+    Ok(Report { manifest, warnings })
+}
+
+/// Writes the data file, and the graph file when its small constants are known.
+fn write_graph(
+    folder: &Path,
+    mut plan: Plan,
+    weights: &FamilyWeights<'_>,
+    threads: usize,
+    watch: Watch<'_>,
+) -> Result<Plan> {
+    let length = graph::place(&mut plan, DATA);
+    let sink = Sink::create(&folder.join(DATA), length, &plan)?;
+    let done = AtomicU64::new(0);
+    let total = sink::weights_of(&plan);
+    let tell = |weights: u64| {
+        let done = done.fetch_add(weights, Ordering::Relaxed) + weights;
+        tell(watch, Stage::Weights, done, total)
+    };
+    sink.fill(&plan, weights, threads, &tell)?;
+    sink.finish(&mut plan);
+    let path = folder.join(GRAPH);
+    fs::write(&path, plan.model.encode_to_vec()).map_err(|e| Error::io(&path, e))?;
+    Ok(plan)
+}
+
+fn tell(watch: Watch<'_>, stage: Stage, done: u64, total: u64) -> Result<()> {
+    match watch(Progress { stage, done, total }) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(Error::Cancelled),
+    }
+}
+
+fn warnings(spec: &ModelSpec, tied: bool, unused: &[&str]) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if spec.tied_head && !tied {
+        warnings.push(
+            "config.json says that the head is the embedding table, but the checkpoint has \
+             another head; that one is exported"
+                .to_owned(),
+        );
+    }
+    if let [first, ..] = unused {
+        warnings.push(format!(
+            "{} tensors of the checkpoint are not used, `{first}` among them",
+            unused.len()
+        ));
+    }
+    warnings
+}
