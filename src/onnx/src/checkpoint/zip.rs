@@ -169,17 +169,23 @@ pub(super) fn data(path: &Path, bytes: &dyn ReadAt, name: &str, entry: &Entry) -
     }
     let outside = "lies outside of the file, which is cut off";
     let file = bytes.length();
-    if entry.header.checked_add(30).is_none_or(|end| end > file) {
+    // Names have two-byte lengths, so this is small.
+    let length = 30 + name.len();
+    let fits = |end: Option<u64>| end.is_some_and(|end| end <= file);
+    if !fits(entry.header.checked_add(length as u64)) {
         return Err(bad(outside));
     }
-    let header = piece(path, bytes, entry.header, 30)?;
-    let (Some(LOCAL), Some(name), Some(extra)) =
+    let header = piece(path, bytes, entry.header, length)?;
+    let (Some(LOCAL), Some(named), Some(extra)) =
         (u32_at(&header, 0), u16_at(&header, 26), u16_at(&header, 28))
     else {
         return Err(bad("has no local header where the directory says"));
     };
-    let start = entry.header + 30 + u64::from(name) + u64::from(extra);
-    if start.checked_add(entry.size).is_none_or(|end| end > file) {
+    if usize::from(named) != name.len() || header.get(30..) != Some(name.as_bytes()) {
+        return Err(bad("has another name in its local header"));
+    }
+    let start = entry.header + length as u64 + u64::from(extra);
+    if !fits(start.checked_add(entry.size)) {
         return Err(bad(outside));
     }
     Ok(start)

@@ -1,11 +1,14 @@
 //! Writes small checkpoints of both formats, right or wrong.
 #![allow(dead_code, reason = "each test file uses a part")]
 
+pub mod zip;
+
 use std::path::{Path, PathBuf};
 
 use glm::ModelSpec;
 use glm::spec::Hints;
 use serde_json::{Map, Value, json};
+use zip::{ZipEntry, zip};
 
 pub const FIXTURES: [&str; 10] = [
     "glm-large",
@@ -69,46 +72,6 @@ pub fn safetensors(tensors: &Tensors) -> Vec<u8> {
         header.insert(name.clone(), entry);
     }
     safetensors_with(&Value::Object(header).to_string(), &data)
-}
-
-/// One entry of a zip archive: name, compression method, bytes.
-pub type ZipEntry<'a> = (&'a str, u16, &'a [u8]);
-
-/// A zip archive without checksums, which readers of stored entries need not look at.
-pub fn zip(entries: &[ZipEntry<'_>]) -> Vec<u8> {
-    let short = |n: usize| u16::try_from(n).unwrap().to_le_bytes();
-    let word = |n: usize| u32::try_from(n).unwrap().to_le_bytes();
-    let mut file = Vec::new();
-    let mut directory = Vec::new();
-    for (name, method, bytes) in entries {
-        let start = file.len();
-        let mut common = Vec::new();
-        common.extend([0; 2]);
-        common.extend(method.to_le_bytes());
-        common.extend([0; 8]);
-        common.extend(word(bytes.len()));
-        common.extend(word(bytes.len()));
-        common.extend(short(name.len()));
-        common.extend([0; 2]);
-        file.extend(b"PK\x03\x04\x14\0");
-        file.extend(&common);
-        file.extend(name.as_bytes());
-        file.extend_from_slice(bytes);
-        directory.extend(b"PK\x01\x02\x14\0\x14\0");
-        directory.extend(&common);
-        directory.extend([0; 10]);
-        directory.extend(word(start));
-        directory.extend(name.as_bytes());
-    }
-    let start = file.len();
-    file.extend(&directory);
-    file.extend(b"PK\x05\x06\0\0\0\0");
-    file.extend(short(entries.len()));
-    file.extend(short(entries.len()));
-    file.extend(word(directory.len()));
-    file.extend(word(start));
-    file.extend([0; 2]);
-    file
 }
 
 /// A `torch.save` archive of a pickle and numbered storages.
