@@ -11,17 +11,20 @@ ORT_VERSION := 1.32.0
 ORT_DIR := target/onnxruntime
 ORT_LIB = $(abspath $(ORT_DIR)/libonnxruntime.so.$(ORT_VERSION))
 
-.PHONY: help run test bench lint clean onnxruntime
+.PHONY: help run test bench lint check-units clean onnxruntime
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | column -t -s:
 
-lint: ## rustfmt, clippy and the dependency policy
+lint: check-units ## rustfmt, clippy, the dependency policy and the units
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	@if command -v cargo-deny >/dev/null; then \
 	  cargo deny --locked check licenses bans sources || exit 1; \
 	else echo "cargo-deny is not installed: dependency policy not checked."; fi
+
+check-units: ## Let systemd check its units
+	@systemd/check
 
 run: ## Build glmctl and describe the checkpoints of the test suite
 	$(CARGO) build --locked -p glmctl
