@@ -1,0 +1,173 @@
+"""Training samples as a pure function of seed and step.
+
+A step draws its own random generator from `(seed, step)`, so that resuming
+needs no state but the step's number.
+"""
+
+import numpy as np
+from tokenizers import Tokenizer
+
+import objectives
+from common import CORPUS, EOS
+from data import GROUPS, LEVELS, TOPICS
+
+# Shares of the processed tokens by group, and the share of a text that becomes
+# short blanks. An entry holds from its step on. `DECAY` takes over for the
+# decay: the tasks that the model is measured on weigh more at the end.
+PHASES = [
+    (0, {"wiki": .14, "help": .15, "device": .09, "recipes": .04, "wordnet": .05, "zh": .03,
+         "topic": .17, "severity": .09, "intent_en": .18, "intent_zh": .06}, (0.05, 0.3)),
+    (395, {"wiki": .17, "help": .20, "device": .13, "recipes": .02, "wordnet": .04, "zh": .02,
+           "topic": .15, "severity": .07, "intent_en": .15, "intent_zh": .05}, (0.1, 0.35)),
+]
+DECAY = ({"wiki": .14, "help": .17, "device": .14, "recipes": .01, "wordnet": .03, "zh": .01,
+          "topic": .17, "severity": .10, "intent_en": .17, "intent_zh": .06}, (0.05, 0.25))
+
+
+def mixture(step, decaying):
+    """`(shares, blanks)` of a step."""
+    return DECAY if decaying else next(p[1:] for p in reversed(PHASES) if step >= p[0])
+
+
+# Mean length of a sample, Part B included; turns shares of tokens into shares of samples.
+LENGTH = {"wiki": 80, "help": 87, "device": 17, "recipes": 83, "wordnet": 28, "zh": 78,
+          "topic": 98, "severity": 24, "intent_en": 25.5, "intent_zh": 21}
+# A label is one token among the hundreds of a batch; this is what it counts.
+LABEL_WEIGHT = 4.0
+
+# The label word must be one token, which "debug" is not.
+LEVEL_WORDS = {"error": "error", "warning": "warning", "debug": "info"}
+
+TASKS = {
+    "severity": {
+        "kind": "classify", "description": "Severity of a log line: error, warning or debug.",
+        "pattern": "{text} Severity: [MASK].",
+        "labels": {level: [LEVEL_WORDS[level]] for level in LEVELS}, "normalize": "sum", "calibrate": False},
+    "topic": {
+        "kind": "classify", "description": "Topic of an encyclopaedic text, one of eleven.",
+        "pattern": "{text} Topic: [MASK].",
+        "labels": {topic: [topic] for topic in TOPICS}, "normalize": "sum", "calibrate": False},
+    "intent": {
+        "kind": "infill", "max_tokens": 64,
+        "description": "A smart-home sentence (English or Chinese) as compact JSON.",
+        "pattern": "{text} [gMASK]"},
+    "define": {
+        "kind": "infill", "max_tokens": 48, "description": "A short definition of a word.",
+        "pattern": "{text}: [gMASK]"},
+}
+
+
+class Stream:
+    """Draws samples from the corpus."""
+
+    def __init__(self, seed):
+        self.seed = seed
+        self.tokenizer = Tokenizer.from_file(str(CORPUS / "tokenizer.json"))
+        self.words = objectives.Words(self.tokenizer)
+        self.tokens = np.memmap(CORPUS / "tokens.bin", dtype=np.uint16, mode="r")
+        index = np.load(CORPUS / "index.npy")
+        self.records = {g: index[index["group"] == n] for n, g in enumerate(GROUPS)}
+        # Running text is drawn by length, so that every token is as likely.
+        self.weights = {g: np.cumsum(r["length"]) for g, r in self.records.items()}
+        encode = lambda text: self.tokenizer.encode(text, add_special_tokens=False).ids
+        self.severity, self.topic, self.stop = encode(" Severity:"), encode(" Topic:"), encode(".")
+        self.labels = {}
+        for name, words in (("severity", [LEVEL_WORDS[level] for level in LEVELS]), ("topic", TOPICS)):
+            ids = [encode(" " + w) for w in words]
+            assert all(len(i) == 1 for i in ids), dict(zip(words, ids))
+            self.labels[name] = [i[0] for i in ids]
+
+    def text(self, group, rng, window=None):
+        """Tokens of a random text, or of a window of it that begins at a sentence."""
+        weights = self.weights[group]
+        if window is None:
+            record = self.records[group][rng.integers(len(weights))]
+        else:
+            record = self.records[group][np.searchsorted(weights, rng.integers(weights[-1]), side="right")]
+        ids = self.tokens[record["start"]:record["start"] + record["length"]].astype(np.int64)
+        if window and len(ids) > window:
+            starts = np.append(0, np.flatnonzero(self.words.ends[ids]) + 1)
+            starts = starts[starts <= len(ids) - min(window, 24)]
+            start = starts[rng.integers(len(starts))]
+            ids = ids[start:start + window].copy()
+            ids[0] = self.words.unspaced[ids[0]]
+        return ids, record
+
+    def sample(self, group, rng, blanks):
+        o, words = objectives, self.words
+        if group in ("wiki", "help", "recipes", "zh"):
+            ids, _ = self.text(group, rng, int(rng.integers(24, 160)))
+            draw = rng.random()
+            if draw < 0.64:
+                return o.infill(ids, words, rng, rng.uniform(*blanks))
+            return o.sentences(ids, words, rng) if draw < 0.74 else o.document(ids, words, rng)
+        if group == "device":
+            ids, _ = self.text(group, rng)
+            return o.document(ids[:160], words, rng) if rng.random() < 0.12 else o.infill(ids[:160], words, rng, rng.uniform(*blanks))
+        if group == "wordnet":
+            ids, _ = self.text(group, rng)
+            ids = ids[:120]
+            colon = np.flatnonzero(ids == self.colon)
+            if rng.random() < 0.4 and len(colon):
+                return o.pair(ids[:colon[0] + 1], ids[colon[0] + 1:])
+            return o.infill(ids, words, rng)
+        if group == "topic":
+            ids, record = self.text(group, rng)
+            ids = ids[:int(rng.integers(40, 170))]
+            return o.cloze(ids, self.topic, self.stop, self.labels["topic"][record["extra"]],
+                           words, rng, rng.random() < 0.4, LABEL_WEIGHT)
+        if group == "severity":
+            ids, record = self.text(group, rng)
+            return o.cloze(ids[:120], self.severity, self.stop, self.labels["severity"][record["extra"]],
+                           words, rng, rng.random() < 0.25, LABEL_WEIGHT)
+        ids, record = self.text(group, rng)
+        return o.pair(ids[:record["extra"]], ids[record["extra"]:])
+
+    @property
+    def colon(self):
+        return self.tokenizer.token_to_id(":")
+
+    def batch(self, step, tokens, decaying=False):
+        """Samples of one step, `(group, sample)`, at least `tokens` long in all."""
+        shares, blanks = mixture(step, decaying)
+        rng = np.random.default_rng([self.seed, step])
+        share = np.array([shares[g] / LENGTH[g] for g in GROUPS])
+        share /= share.sum()
+        out, total = [], 0
+        while total < tokens:
+            group = GROUPS[rng.choice(len(GROUPS), p=share)]
+            sample = self.sample(group, rng, blanks)
+            if sample is not None and len(sample) <= 480:
+                out.append((group, sample))
+                total += len(sample)
+        return out
+
+
+def micro_batches(batch, limit):
+    """Groups of samples of like length, at most `limit` padded tokens each."""
+    batch = sorted(batch, key=lambda item: len(item[1]))
+    group = []
+    for item in batch:
+        n = len(item[1])
+        if group and (n * (len(group) + 1) > limit or n > 1.12 * len(group[0][1]) + 3):
+            yield group
+            group = []
+        group.append(item)
+    if group:
+        yield group
+
+
+def collate(group):
+    """numpy arrays of one padded micro-batch: ids, pos0, pos1, visible, labels, weights."""
+    b, n = len(group), max(len(s) for _, s in group)
+    ids = np.full((b, n), EOS)
+    pos0, pos1 = np.zeros((b, n), np.int64), np.zeros((b, n), np.int64)
+    labels, weights = np.full((b, n), -1), np.zeros((b, n), np.float32)
+    seen = np.zeros((b, n, n), dtype=bool)
+    seen[:, np.arange(n), np.arange(n)] = True
+    for row, (_, s) in enumerate(group):
+        m = len(s)
+        ids[row, :m], pos0[row, :m], pos1[row, :m] = s.ids, s.pos0, s.pos1
+        labels[row, :m], weights[row, :m] = s.labels, s.weights
+        seen[row, :m, :m] = objectives.visible(m, s.sep)
+    return ids, pos0, pos1, seen, labels, weights
