@@ -11,7 +11,7 @@ ORT_VERSION := 1.32.0
 ORT_DIR := target/onnxruntime
 ORT_LIB = $(abspath $(ORT_DIR)/libonnxruntime.so.$(ORT_VERSION))
 
-.PHONY: help run test bench lint check-units clean onnxruntime
+.PHONY: help run test bench lint check-units clean onnxruntime train train-env train-data train-smoke
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | column -t -s:
@@ -50,6 +50,24 @@ test: onnxruntime ## Every fast test
 bench: ## What the scheduler costs, and whether the engine's memory stays flat
 	$(CARGO) bench --locked -p glm-engine --bench scheduler
 	$(CARGO) bench --locked -p glm-engine --bench soak
+
+TRAIN := models/train
+TRAIN_PYTHON := $(TRAIN)/.venv/bin/python
+
+train-env: ## Make the trainer's own Python environment
+	@test -x $(TRAIN_PYTHON) || python3 -m venv $(TRAIN)/.venv
+	@$(TRAIN)/.venv/bin/pip install --quiet --disable-pip-version-check -r $(TRAIN)/requirements.txt
+
+train-data: train-env ## Download the text of the bundled model and build its corpus
+	$(TRAIN_PYTHON) $(TRAIN)/fetch.py
+	$(TRAIN_PYTHON) $(TRAIN)/data.py
+
+train: train-data ## Train the bundled model (hours); goes on where it stopped
+	GOMP_SPINCOUNT=0 OMP_WAIT_POLICY=PASSIVE \
+	  $(TRAIN_PYTHON) $(TRAIN)/train.py --run $(TRAIN)/work/runs/main --steps $(or $(STEPS),4000)
+
+train-smoke: train-env ## Check the trainer in a minute: the loss falls, resuming is exact
+	$(TRAIN_PYTHON) $(TRAIN)/smoke.py
 
 clean: ## Remove what was built
 	$(CARGO) clean

@@ -127,7 +127,7 @@ def main():
     a = p.parse_args()
     torch.set_num_threads(1)
     tokenizer = Tokenizer.from_file(str(a.checkpoint / "tokenizer.json"))
-    tasks = json.loads((a.checkpoint / "tasks.json").read_text())["tasks"]
+    tasks = json.loads((a.checkpoint / "tasks.json").read_text())
     out = evaluate(infer.Network(glm.load(a.checkpoint)), tokenizer, tasks, a.split, a.limit, a.show)
     if a.bars:
         for name, values in bars.measure(a.split).items():

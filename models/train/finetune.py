@@ -137,7 +137,7 @@ def main():
             right = [bool(scores(net, [prompts[i]], columns)[0].argmax() == truth[i]) for i in held]
         accuracy = f"{np.mean(right):.3f} of {len(held)}" if held else "no rows"
         print(f"epoch {epoch + 1}: loss {total / len(train):.3f}, held-out accuracy {accuracy}", flush=True)
-    tasks = json.loads((a.base / "tasks.json").read_text())["tasks"] if (a.base / "tasks.json").exists() else {}
+    tasks = json.loads((a.base / "tasks.json").read_text()) if (a.base / "tasks.json").exists() else {}
     tasks[a.task] = {"kind": "classify", "description": f"Labels of {a.csv.name}.", "pattern": a.pattern,
                      "labels": {l: [words[l][0]] for l in labels}, "normalize": "sum", "calibrate": False}
     glm.save(net, a.out, a.base / "tokenizer.json", tasks)

@@ -130,7 +130,7 @@ def save(model: Glm, folder: Path, tokenizer: Path, tasks: dict | None = None) -
         "additional_special_tokens": ["[sMASK]", "[gMASK]", "<|startofpiece|>", "<|endofpiece|>"],
     }, indent=2) + "\n")
     if tasks:
-        (part / "tasks.json").write_text(json.dumps({"tasks": tasks}, indent=2, ensure_ascii=False) + "\n")
+        (part / "tasks.json").write_text(json.dumps(tasks, indent=2, ensure_ascii=False) + "\n")
     if folder.exists():
         old = folder.with_name(folder.name + ".old")
         shutil.rmtree(old, ignore_errors=True)
