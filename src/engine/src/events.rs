@@ -6,7 +6,10 @@
 use tracing::{debug, error, info, warn};
 
 use crate::answer::Usage;
+use crate::backend::BackendError;
 use crate::error::Error;
+use crate::memory::cost::{Observed, StepCost};
+use crate::memory::telemetry::Snapshot;
 use crate::model::ModelInfo;
 use crate::units::{Level, RequestId};
 
@@ -67,4 +70,39 @@ pub(crate) fn finished(id: RequestId, usage: &Usage) {
         completion_tokens = usage.completion_tokens, preemptions = usage.preemptions,
         "request finished"
     );
+}
+
+pub(crate) fn governing(watch: &str, snapshot: &Snapshot) {
+    let limit = (snapshot.groups.levels.iter())
+        .filter_map(|group| group.limit)
+        .min();
+    info!(
+        watch,
+        system = %sysinfo::System::long_os_version().unwrap_or_default(),
+        kernel = %sysinfo::System::kernel_version().unwrap_or_default(),
+        processor = %sysinfo::System::cpu_arch(),
+        memory = %snapshot.system.map(|s| s.total).unwrap_or_default(),
+        available = %snapshot.system.map(|s| s.available).unwrap_or_default(),
+        group_limit = %limit.map_or("none".to_owned(), |limit| limit.to_string()),
+        "memory is governed"
+    );
+}
+
+pub(crate) fn step_cost(cost: &StepCost) {
+    info!(
+        step_of_one = %cost.of(1, 1),
+        step_of_256 = %cost.of(256, 1),
+        "memory of steps measured"
+    );
+}
+
+pub(crate) fn step_cost_raised(step: &Observed) {
+    info!(
+        tokens = step.tokens, peak = %step.peak,
+        "a step took more memory than expected; the expectation is raised"
+    );
+}
+
+pub(crate) fn not_measured(reason: &BackendError) {
+    warn!(%reason, "memory of steps not measured: the first steps failed");
 }

@@ -243,6 +243,11 @@ pub fn ids(seed: u64, length: usize) -> Vec<u32> {
         .collect()
 }
 
+/// A number that depends on both.
+pub const fn dice(a: u64, b: u64) -> u64 {
+    mix(a, b)
+}
+
 /// A request to write.
 pub fn generate(prompt: &Arc<Context>, n: usize, max_tokens: usize, seed: u64) -> Request {
     let next = u32::try_from(prompt.tokens.len()).unwrap();
