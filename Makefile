@@ -11,7 +11,7 @@ ORT_VERSION := 1.32.0
 ORT_DIR := target/onnxruntime
 ORT_LIB = $(abspath $(ORT_DIR)/libonnxruntime.so.$(ORT_VERSION))
 
-.PHONY: help run test bench lint check-units clean onnxruntime train train-env train-data train-smoke
+.PHONY: help run test bench faults lint check-units clean onnxruntime train train-env train-data train-smoke
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | column -t -s:
@@ -50,6 +50,9 @@ test: onnxruntime ## Every fast test
 bench: ## What the scheduler costs, and whether the engine's memory stays flat
 	$(CARGO) bench --locked -p glm-engine --bench scheduler
 	$(CARGO) bench --locked -p glm-engine --bench soak
+
+faults: ## The engine beside a hog under a hard memory limit, ten times
+	$(CARGO) test --locked -p glm-engine --test faults -- --runs $(or $(RUNS),10)
 
 TRAIN := models/train
 TRAIN_PYTHON := $(TRAIN)/.venv/bin/python
