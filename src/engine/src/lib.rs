@@ -8,6 +8,7 @@
 //! | module | what it is for |
 //! |---|---|
 //! | [`request`] | what can be asked |
+//! | [`ops`] | text and parameters to requests, events to typed results |
 //! | [`answer`], [`collect`] | what is answered, piece by piece or at once |
 //! | [`handle`] | how transports reach the engine |
 //! | [`engine`] | the thread: one turn after the other |
@@ -33,6 +34,7 @@ pub mod loading;
 mod mailbox;
 pub mod memory;
 pub mod model;
+pub mod ops;
 mod prefix;
 pub mod request;
 pub mod scheduler;

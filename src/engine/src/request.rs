@@ -4,20 +4,12 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use glm::Placed;
+use glm::TokenId;
 use glm::sampling::SamplingParams;
-use glm::{Position, TokenId};
 
 use crate::error::Result;
 use crate::units::{Epoch, Priority};
-
-/// A token and where the model is told that it sits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Placed {
-    /// The token.
-    pub id: TokenId,
-    /// Its position.
-    pub position: Position,
-}
 
 /// What the model reads before it writes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -54,6 +46,21 @@ pub trait Writer: Send + fmt::Debug {
     /// # Errors
     /// When the token leads nowhere; the answer fails with the error.
     fn push(&mut self, sampled: TokenId) -> Result<Next>;
+
+    /// Takes a sampled token that completes a stop string: it is the last of its piece.
+    ///
+    /// # Errors
+    /// As [`push`](Self::push).
+    fn cut(&mut self, sampled: TokenId) -> Result<Next> {
+        let _ = sampled;
+        Ok(Next::Done)
+    }
+
+    /// Whether a piece begins with its first word: vocabularies whose words carry the space before
+    /// them would begin it with that space.
+    fn trims(&self) -> bool {
+        false
+    }
 
     /// Most tokens that the model reads beyond the prompt and one for each sampled token: the starts of
     /// pieces that follow a piece cut short. The answer fails if it reads more.

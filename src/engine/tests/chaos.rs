@@ -18,7 +18,7 @@ use glm_engine::units::{Level, Priority};
 use glm_engine::{Config, Drain, Request, Ticket};
 use proptest::prelude::*;
 
-use support::{Answer, Rig, capabilities, context, generate, ids, infill, score, source};
+use support::{Answer, Rig, capabilities, context, generate, ids, infill, info, score, source};
 
 const BUDGET: usize = 24;
 
@@ -249,7 +249,7 @@ proptest! {
                 Happening::Wait(time) => rig.clock.advance(Duration::from_millis(*time)),
                 Happening::Reload => {
                     let again = source(
-                        capabilities.clone(),
+                        info(capabilities.clone()),
                         Arc::clone(&rig.script),
                         Arc::clone(&rig.clock),
                     );

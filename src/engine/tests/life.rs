@@ -17,7 +17,7 @@ use glm_engine::status::Phase;
 use glm_engine::units::Priority;
 use glm_engine::{Config, Done, Drain, Engine, Error, Event, Ticket};
 
-use support::{Answer, END, Rig, Shared, TestClock, capabilities, context, generate, ids, source};
+use support::{Answer, END, Rig, Shared, TestClock, capabilities, context, generate, ids, info, source};
 
 #[test]
 fn a_cancelled_request_is_in_no_further_step() {
@@ -315,7 +315,7 @@ fn unload_finishes_what_runs_and_reload_brings_the_model_back() {
 #[test]
 fn the_thread_serves_blocking_and_asynchronous_readers() {
     let clock = Arc::new(TestClock::default());
-    let source = source(capabilities(), Shared::default(), Arc::clone(&clock));
+    let source = source(info(capabilities()), Shared::default(), Arc::clone(&clock));
     let (engine, handle) = Engine::new(Config::default(), Box::new(source), clock);
     let thread = engine.spawn().unwrap();
     while handle.model().is_none() {

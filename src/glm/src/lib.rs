@@ -14,18 +14,23 @@
 //! |---|---|
 //! | [`spec`] | which family a checkpoint is and what its layers look like |
 //! | [`tokenizer`] | text to ids and back; text never becomes a special token |
+//! | [`prompt`] | ids, positions, visibility and blanks of what a model reads |
+//! | [`cloze`] | classification: patterns, verbalizers, scores |
 //! | [`sampling`] | from logits to the next token, stop strings |
 //! | [`manifest`] | what a model directory says of itself: `glm.json` |
 //! | [`ids`] | newtypes for token ids, counts and positions |
 //! | [`error`] | the crate's error type |
 
+pub mod cloze;
 pub mod error;
 pub mod ids;
 pub mod manifest;
+pub mod prompt;
 pub mod sampling;
 pub mod spec;
 pub mod tokenizer;
 
 pub use error::{Error, Result};
 pub use ids::{Position, TokenId, Tokens};
+pub use prompt::{Placed, Prompt};
 pub use spec::{Family, ModelSpec};

@@ -15,12 +15,16 @@ use crate::request::{Constraint, Generate, Next, Writer};
 pub(crate) struct Answer {
     choice: usize,
     writer: Box<dyn Writer>,
+    /// As it is at the beginning of a blank, and for the present one.
     constraint: Option<Box<dyn Constraint>>,
+    present: Option<Box<dyn Constraint>>,
     sampler: Sampler,
     logprobs: Option<usize>,
     stops: Vec<String>,
     stop: StopMatcher,
     detokenizer: Detokenizer,
+    /// Whether the present blank has text.
+    begun: bool,
     /// Prompt and answer, for the repetition penalty.
     seen: Vec<TokenId>,
     pub(crate) sampled: usize,
@@ -48,11 +52,13 @@ impl Answer {
             choice,
             writer: work.writer.fork(),
             constraint: work.constraint.as_ref().map(|c| c.fork()),
+            present: work.constraint.as_ref().map(|c| c.fork()),
             sampler: Sampler::new(params, banned.clone())?,
             logprobs,
             stop: StopMatcher::new(&stops),
             stops,
             detokenizer: Detokenizer::default(),
+            begun: false,
             seen: work.prompt.tokens.iter().map(|token| token.id).collect(),
             sampled: 0,
             max_tokens: work.max_tokens,
@@ -67,10 +73,15 @@ impl Answer {
         self.sampled += 1;
         self.seen.push(id);
         let blank = self.writer.blank();
-        let text = match self.writer.is_text(id) {
+        let is_text = self.writer.is_text(id);
+        let mut text = match is_text {
             true => self.detokenizer.push(tokenizer, id),
             false => String::new(),
         };
+        if !self.begun && self.writer.trims() {
+            text = text.trim_start_matches(' ').to_owned();
+        }
+        self.begun |= !text.is_empty();
         let stopped = self.stop.push(&text);
         let mut part = Part {
             choice: self.choice,
@@ -82,24 +93,29 @@ impl Answer {
                 top: sampled.top,
             }],
         };
-        let mut next = self.writer.push(id)?;
+        let mut next = match stopped.stop {
+            None => self.writer.push(id)?,
+            Some(_) => self.writer.cut(id)?,
+        };
         self.ended = match (stopped.stop, &next) {
-            (Some(index), _) => Some(Reason::Stop(index)),
+            (Some(index), Next::Done) => Some(Reason::Stop(index)),
+            // The last piece was cut short by its own limit.
+            (None, Next::Done) if is_text => Some(Reason::Length),
             (None, Next::Done) => Some(Reason::Complete),
-            (None, _) if self.sampled >= self.max_tokens => Some(Reason::Length),
-            (None, _) => None,
+            _ if self.sampled >= self.max_tokens => Some(Reason::Length),
+            _ => None,
         };
         if self.ended.is_some() {
             next = Next::Done;
         }
         if self.ended.is_some() || self.writer.blank() != blank {
-            part.text.push_str(&self.end_of_text());
+            part.text.push_str(&self.end_of_text(stopped.stop.is_some()));
         }
         Ok(Written { part, next })
     }
 
     fn choose(&mut self, logits: &[f32]) -> Result<Sampled> {
-        let Some(constraint) = &mut self.constraint else {
+        let Some(constraint) = &mut self.present else {
             return Ok(self.sampler.sample(logits, &self.seen)?);
         };
         let mut allowed = logits.to_vec();
@@ -115,10 +131,12 @@ impl Answer {
     }
 
     /// Ends the text of a blank and gets ready for the next.
-    fn end_of_text(&mut self) -> String {
+    fn end_of_text(&mut self, stopped: bool) -> String {
+        self.begun = false;
+        self.present = self.constraint.as_ref().map(|c| c.fork());
         let rest = mem::take(&mut self.detokenizer).finish();
         let mut stop = mem::replace(&mut self.stop, StopMatcher::new(&self.stops));
-        if matches!(self.ended, Some(Reason::Stop(_))) {
+        if stopped {
             return String::new();
         }
         stop.push(&rest).text + &stop.finish()

@@ -46,16 +46,16 @@ pub fn capabilities() -> Capabilities {
 
 /// A model source that makes fakes.
 pub fn source(
-    capabilities: Capabilities,
+    info: ModelInfo,
     script: Shared,
     clock: Arc<TestClock>,
 ) -> impl FnMut() -> Result<Model> + Send {
     move || {
         script.lock().unwrap().loads += 1;
         Ok(Model {
-            info: info(capabilities.clone()),
+            info: info.clone(),
             backend: Box::new(FakeBackend::new(
-                capabilities.clone(),
+                info.capabilities.clone(),
                 Arc::clone(&script),
                 Arc::clone(&clock),
             )),

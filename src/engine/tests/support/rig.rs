@@ -7,11 +7,12 @@ use glm_engine::answer::{Finished, Reason, Token};
 use glm_engine::backend::{Capabilities, Row};
 use glm_engine::control::{Allowance, Control, Load};
 use glm_engine::engine::Turn;
+use glm_engine::model::ModelInfo;
 use glm_engine::status::Status;
 use glm_engine::units::Moment;
 use glm_engine::{Config, Engine, EngineHandle, Error, Event, Request, Ticket};
 
-use super::{Shared, TestClock, capabilities, source};
+use super::{Shared, TestClock, capabilities, info, source};
 
 /// A governor that says what the test says. Orders are given once.
 #[derive(Clone, Debug, Default)]
@@ -37,9 +38,14 @@ pub struct Rig {
 
 impl Rig {
     pub fn new(config: Config, capabilities: Capabilities) -> Self {
+        Self::with(config, info(capabilities))
+    }
+
+    /// With a model that describes itself like this.
+    pub fn with(config: Config, info: ModelInfo) -> Self {
         let script = Shared::default();
         let clock = Arc::new(TestClock::default());
-        let source = source(capabilities, Arc::clone(&script), Arc::clone(&clock));
+        let source = source(info, Arc::clone(&script), Arc::clone(&clock));
         let (mut engine, handle) =
             Engine::new(config, Box::new(source), Arc::clone(&clock) as Arc<_>);
         let control = Dictated::default();

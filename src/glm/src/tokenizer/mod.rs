@@ -27,7 +27,7 @@ use std::collections::BTreeMap;
 
 use tokenizers::AddedToken;
 
-pub use masks::{MaskKind, Piece, flatten};
+pub use masks::{MaskKind, Part, Piece, flatten};
 pub use rules::{TextRules, polish_chatglm};
 pub use sources::Additions;
 pub use stream::Detokenizer;
@@ -329,6 +329,30 @@ impl Tokenizer {
         self.piece(id)
     }
 
+    /// Whether a token goes on inside the word before it: WordPiece's `##ing`.
+    #[must_use]
+    pub fn continues_word(&self, id: TokenId) -> bool {
+        match &self.spelling {
+            Spelling::WordPiece { mark, .. } => {
+                (self.piece(id)).is_some_and(|p| p.len() > mark.len() && p.starts_with(mark))
+            }
+            Spelling::ByteLevel | Spelling::Metaspace { .. } => false,
+        }
+    }
+
+    /// Whether a word's first token carries the space before it, which is then part of the word's text
+    /// (byte-level vocabularies: ` great` and `great` are different tokens).
+    #[must_use]
+    pub const fn space_is_text(&self) -> bool {
+        matches!(self.spelling, Spelling::ByteLevel)
+    }
+
+    /// Whether this is the token for what the vocabulary cannot express.
+    #[must_use]
+    pub fn is_unknown(&self, id: TokenId) -> bool {
+        self.unknown.is_some() && self.raw(id) == self.unknown
+    }
+
     /// The ids with a meaning: those of the model's description, completed by this vocabulary.
     ///
     /// # Errors
@@ -388,10 +412,6 @@ impl Tokenizer {
 
     fn added_text(&self, id: TokenId) -> Option<String> {
         self.symbols.get(&self.raw(id)?).cloned()
-    }
-
-    fn is_unknown(&self, id: TokenId) -> bool {
-        self.unknown.is_some() && self.raw(id) == self.unknown
     }
 
     const fn spelling(&self) -> &Spelling {

@@ -134,9 +134,9 @@ impl Detokenizer {
             }
             Spelling::WordPiece { mark, cleanup } => {
                 let text = match piece.strip_prefix(mark.as_str()) {
+                    Some(rest) if !rest.is_empty() => rest.to_owned(),
                     _ if first => piece.to_owned(),
-                    Some(rest) => rest.to_owned(),
-                    None => format!(" {piece}"),
+                    _ => format!(" {piece}"),
                 };
                 let text = if *cleanup { tidy(text) } else { text };
                 self.pending.extend(text.bytes());
