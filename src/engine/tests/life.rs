@@ -17,7 +17,9 @@ use glm_engine::status::Phase;
 use glm_engine::units::Priority;
 use glm_engine::{Config, Done, Drain, Engine, Error, Event, Ticket};
 
-use support::{Answer, END, Rig, Shared, TestClock, capabilities, context, generate, ids, info, source};
+use support::{
+    Answer, END, Rig, Shared, TestClock, capabilities, context, generate, ids, info, source,
+};
 
 #[test]
 fn a_cancelled_request_is_in_no_further_step() {

@@ -44,8 +44,10 @@ fn tokenizer() -> Tokenizer {
     let mut added = Vec::new();
     for (id, name) in (words..).zip(SPECIALS) {
         vocab.insert(name.into(), id.into());
-        added.push(serde_json::json!({"id": id, "content": name, "special": true,
-            "single_word": false, "lstrip": false, "rstrip": false, "normalized": false}));
+        added.push(
+            serde_json::json!({"id": id, "content": name, "special": true,
+            "single_word": false, "lstrip": false, "rstrip": false, "normalized": false}),
+        );
     }
     let json = serde_json::json!({
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": added,
@@ -320,7 +322,10 @@ fn longer_words_and_calibration_go_through_the_engine() {
     let ask = Classify {
         texts: vec!["w4".into()],
         pattern: Some("{text} w50 [MASK].".into()),
-        labels: Some(labels(&[("high", &["w1 w2"]), ("low", &["w3", "w4 w5 w6"])])),
+        labels: Some(labels(&[
+            ("high", &["w1 w2"]),
+            ("low", &["w3", "w4 w5 w6"]),
+        ])),
         normalize: Some(Normalize::Mean),
         ..Classify::default()
     };
@@ -476,7 +481,10 @@ fn terms_and_epoch_travel_with_the_request() {
         coalesce_key: Some("k".into()),
         ..Terms::default()
     };
-    let planned = bench.operations.infill(Infill::new("[MASK]"), terms).unwrap();
+    let planned = bench
+        .operations
+        .infill(Infill::new("[MASK]"), terms)
+        .unwrap();
     assert_eq!(planned.request.priority, Priority::High);
     assert_eq!(&*planned.request.client, "door");
     assert_eq!(planned.request.epoch, Epoch(1));

@@ -16,11 +16,13 @@
 //! | [`tokenizer`] | text to ids and back; text never becomes a special token |
 //! | [`prompt`] | ids, positions, visibility and blanks of what a model reads |
 //! | [`cloze`] | classification: patterns, verbalizers, scores |
+//! | [`chat`] | conversations: templates and token layouts, replies |
 //! | [`sampling`] | from logits to the next token, stop strings |
 //! | [`manifest`] | what a model directory says of itself: `glm.json` |
 //! | [`ids`] | newtypes for token ids, counts and positions |
 //! | [`error`] | the crate's error type |
 
+pub mod chat;
 pub mod cloze;
 pub mod error;
 pub mod ids;

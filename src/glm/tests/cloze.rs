@@ -78,7 +78,12 @@ fn one_token_verbalizers_need_one_forward_pass() {
     assert_eq!(ids(&cloze), [[BAD], [GREAT]]);
     let tokenizer = tokenizer();
     let prompt = cloze
-        .prompt(&tokenizer, &layout(&tokenizer), " lamp [MASK] off ", fit(99))
+        .prompt(
+            &tokenizer,
+            &layout(&tokenizer),
+            " lamp [MASK] off ",
+            fit(99),
+        )
         .unwrap();
     // Only the pattern's mask is a blank.
     assert_eq!(prompt.blanks.len(), 1);
@@ -97,7 +102,10 @@ fn longer_verbalizers_count_their_end_or_not() {
     let end = tokenizer().special("<|endofpiece|>").unwrap().0;
     let by_evaluation = cloze(&question).unwrap();
     assert_eq!(by_evaluation.scoring(), Some(Scoring::Evaluation));
-    assert_eq!(ids(&by_evaluation), [vec![BAD, end], vec![REALLY, GREAT, end]]);
+    assert_eq!(
+        ids(&by_evaluation),
+        [vec![BAD, end], vec![REALLY, GREAT, end]]
+    );
     assert_eq!(by_evaluation.growth(), 2);
     question.scoring = Scoring::MultipleChoice;
     let by_choice = cloze(&question).unwrap();
@@ -118,7 +126,11 @@ fn longer_verbalizers_count_their_end_or_not() {
 
 #[test]
 fn verbalizers_of_a_label_add_up() {
-    let cloze = cloze(&question(&[("neg", &["bad"]), ("pos", &["great", "really"])])).unwrap();
+    let cloze = cloze(&question(&[
+        ("neg", &["bad"]),
+        ("pos", &["great", "really"]),
+    ]))
+    .unwrap();
     let p = |x: f64| vec![x.ln()];
     let verdict = cloze.verdict(&[p(0.3), p(0.2), p(0.2)], None).unwrap();
     assert_eq!(verdict.label, "pos");
@@ -146,10 +158,22 @@ fn calibration_divides_by_what_the_pattern_prefers() {
 fn unusable_questions_are_refused_by_name() {
     for (labels, part) in [
         (vec![("pos", vec!["great"])], "at least two labels"),
-        (vec![("neg", vec![]), ("pos", vec!["great"])], "`neg` has no"),
-        (vec![("neg", vec!["awful"]), ("pos", vec!["great"])], "`awful`"),
-        (vec![("neg", vec![" "]), ("pos", vec!["great"])], "cannot express"),
-        (vec![("neg", vec!["great"]), ("pos", vec!["GREAT"])], "share"),
+        (
+            vec![("neg", vec![]), ("pos", vec!["great"])],
+            "`neg` has no",
+        ),
+        (
+            vec![("neg", vec!["awful"]), ("pos", vec!["great"])],
+            "`awful`",
+        ),
+        (
+            vec![("neg", vec![" "]), ("pos", vec!["great"])],
+            "cannot express",
+        ),
+        (
+            vec![("neg", vec!["great"]), ("pos", vec!["GREAT"])],
+            "share",
+        ),
     ] {
         let labels: Vec<(&str, &[&str])> = labels.iter().map(|(n, w)| (*n, &w[..])).collect();
         let error = cloze(&question(&labels)).unwrap_err();
@@ -159,7 +183,10 @@ fn unusable_questions_are_refused_by_name() {
     let ok = cloze(&question(&[("neg", &["bad"]), ("pos", &["great"])])).unwrap();
     assert!(ok.verdict(&[vec![0.0]], None).is_err());
     let impossible = vec![vec![f64::NEG_INFINITY]; 2];
-    assert_eq!(ok.verdict(&impossible, None).unwrap_err().code(), "no_finite_logit");
+    assert_eq!(
+        ok.verdict(&impossible, None).unwrap_err().code(),
+        "no_finite_logit"
+    );
 }
 
 #[test]
@@ -180,7 +207,9 @@ fn the_text_loses_its_end_and_the_pattern_nothing() {
         truncation: Truncation::Refuse,
         ..fit(20)
     };
-    let error = cloze.prompt(&tokenizer, &layout, &long, refused).unwrap_err();
+    let error = cloze
+        .prompt(&tokenizer, &layout, &long, refused)
+        .unwrap_err();
     assert_eq!(error.code(), "prompt_too_long");
     // Not even the pattern alone fits.
     assert!(cloze.prompt(&tokenizer, &layout, &long, fit(6)).is_err());

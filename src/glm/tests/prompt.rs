@@ -119,9 +119,8 @@ fn two_blanks_are_read_as_the_reference_read_them() {
     for checkpoint in ["glm-large", "glm-post"] {
         let golden = json(&format!("{checkpoint}/golden.json"));
         for case in golden["cases"].as_array().unwrap() {
-            let numbers = |v: &serde_json::Value| -> Vec<u32> {
-                serde_json::from_value(v.clone()).unwrap()
-            };
+            let numbers =
+                |v: &serde_json::Value| -> Vec<u32> { serde_json::from_value(v.clone()).unwrap() };
             let expected = numbers(&case["input_ids"]);
             let part_a = usize::try_from(case["bidirectional"].as_u64().unwrap()).unwrap();
             if expected.len() == part_a {
@@ -232,9 +231,18 @@ fn the_worked_example_of_the_released_code() {
 fn a_document_mask_at_the_end_leaves_part_a_open() {
     let layout = glm();
     for (pieces, expected) in [
-        (vec![text([10]), mask(MaskKind::Document)], vec![2, 10, 242, 240]),
-        (vec![text([10]), mask(MaskKind::Sentence)], vec![2, 10, 243, 0, 240]),
-        (vec![mask(MaskKind::Document), text([10])], vec![2, 242, 10, 0, 240]),
+        (
+            vec![text([10]), mask(MaskKind::Document)],
+            vec![2, 10, 242, 240],
+        ),
+        (
+            vec![text([10]), mask(MaskKind::Sentence)],
+            vec![2, 10, 243, 0, 240],
+        ),
+        (
+            vec![mask(MaskKind::Document), text([10])],
+            vec![2, 242, 10, 0, 240],
+        ),
         (
             vec![mask(MaskKind::Document), text([10]), mask(MaskKind::Span)],
             vec![2, 242, 10, 4, 0, 240],
@@ -362,8 +370,9 @@ fn pieces() -> impl Strategy<Value = Vec<Piece>> {
         3 => prop::collection::vec(10u32..200, 1..12).prop_map(text),
         2 => prop::sample::select(MaskKind::ALL.to_vec()).prop_map(mask),
     ];
-    prop::collection::vec(piece, 1..8)
-        .prop_filter("a blank", |p| p.iter().any(|p| matches!(p, Piece::Mask { .. })))
+    prop::collection::vec(piece, 1..8).prop_filter("a blank", |p| {
+        p.iter().any(|p| matches!(p, Piece::Mask { .. }))
+    })
 }
 
 /// Section 2.1 written down naively: Part A with its masks, then one piece for each blank.

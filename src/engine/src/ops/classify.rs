@@ -2,9 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use glm::cloze::{
-    CONTENT_FREE, Cloze, Normalize, Pattern, Question, Scoring, Verdict,
-};
+use glm::cloze::{CONTENT_FREE, Cloze, Normalize, Pattern, Question, Scoring, Verdict};
 use glm::manifest::Task;
 use glm::prompt::{Fit, Truncation};
 

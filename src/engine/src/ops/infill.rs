@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use glm::cloze::Pattern;
+use glm::manifest::Task;
 use glm::prompt::{Blank, Filling, Fit, Join, Order, Prompt, Truncation, fill};
 use glm::sampling::SamplingParams;
 use glm::spec::SpecialIds;
-use glm::manifest::Task;
 use glm::tokenizer::{MaskKind, Piece, Tokenizer};
 
 use crate::answer::{Timing, Usage};

@@ -41,9 +41,7 @@ pub(super) fn with_text(
                 offset: start,
                 logprob: token.logprob,
                 top: (token.top.iter())
-                    .map(|(id, logprob)| {
-                        (*id, before.clone().push(tokenizer, *id), *logprob)
-                    })
+                    .map(|(id, logprob)| (*id, before.clone().push(tokenizer, *id), *logprob))
                     .collect(),
             }
         })

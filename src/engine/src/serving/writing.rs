@@ -109,7 +109,8 @@ impl Answer {
             next = Next::Done;
         }
         if self.ended.is_some() || self.writer.blank() != blank {
-            part.text.push_str(&self.end_of_text(stopped.stop.is_some()));
+            part.text
+                .push_str(&self.end_of_text(stopped.stop.is_some()));
         }
         Ok(Written { part, next })
     }

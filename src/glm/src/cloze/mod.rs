@@ -126,7 +126,10 @@ impl Cloze {
         let single = candidates.iter().all(|c| c.ids.len() == 1);
         let scoring = (!single).then_some(question.scoring);
         if scoring == Some(Scoring::Evaluation)
-            && let Some(end) = layout.special().eop.filter(|_| layout.masks().next().is_some())
+            && let Some(end) = layout
+                .special()
+                .eop
+                .filter(|_| layout.masks().next().is_some())
         {
             for candidate in &mut candidates {
                 candidate.ids.push(end);
@@ -171,7 +174,9 @@ impl Cloze {
         text: &str,
         fit: Fit,
     ) -> Result<Prompt> {
-        (self.pattern).prompt(tokenizer, text, fit, |pieces, fit| layout.cloze(pieces, fit))
+        (self.pattern).prompt(tokenizer, text, fit, |pieces, fit| {
+            layout.cloze(pieces, fit)
+        })
     }
 
     /// The candidates after a prompt, in a fixed order: what [`verdict`](Self::verdict) wants scores of.

@@ -46,9 +46,7 @@ impl Pattern {
             }),
             _ => Err(Error::Input {
                 field: "pattern",
-                reason: format!(
-                    "must have {PLACE} exactly once, such as `{PLACE} It was [MASK].`"
-                ),
+                reason: format!("must have {PLACE} exactly once, such as `{PLACE} It was [MASK].`"),
             }),
         }
     }
@@ -62,7 +60,11 @@ impl Pattern {
             true => Part::Trusted(part),
             false => Part::Masks(part),
         };
-        tokenizer.encode_parts(&[own(&self.before), Part::Plain(text.trim()), own(&self.after)])
+        tokenizer.encode_parts(&[
+            own(&self.before),
+            Part::Plain(text.trim()),
+            own(&self.after),
+        ])
     }
 
     /// A prompt of the pattern with the text in it, arranged by `build`. When it does not fit and may
@@ -171,7 +173,12 @@ mod tests {
 
     #[test]
     fn the_text_has_one_place() {
-        for bad in ["It was [MASK].", "{text} {text} [MASK]", "{Text} [MASK]", ""] {
+        for bad in [
+            "It was [MASK].",
+            "{text} {text} [MASK]",
+            "{Text} [MASK]",
+            "",
+        ] {
             let error = Pattern::new(bad).unwrap_err();
             assert!(error.to_string().starts_with("`pattern`"), "{error}");
         }

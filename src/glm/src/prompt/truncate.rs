@@ -15,11 +15,7 @@ pub(super) fn around_masks(pieces: &mut Vec<Piece>, excess: usize) -> usize {
         false => leading(pieces.iter().rev()),
     };
     let removable = head.tokens + tail.tokens;
-    let (keep_head, keep_tail) = share(
-        head.tokens,
-        tail.tokens,
-        removable - excess.min(removable),
-    );
+    let (keep_head, keep_tail) = share(head.tokens, tail.tokens, removable - excess.min(removable));
     cut_start(pieces, head.tokens - keep_head);
     cut_end(pieces, tail.tokens - keep_tail);
     pieces.retain(|piece| !matches!(piece, Piece::Text(ids) if ids.is_empty()));

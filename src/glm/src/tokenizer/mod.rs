@@ -27,6 +27,7 @@ use std::collections::BTreeMap;
 
 use tokenizers::AddedToken;
 
+pub(crate) use masks::Split;
 pub use masks::{MaskKind, Part, Piece, flatten};
 pub use rules::{TextRules, polish_chatglm};
 pub use sources::Additions;
@@ -321,6 +322,11 @@ impl Tokenizer {
     pub fn special_ids(&self) -> impl Iterator<Item = TokenId> + '_ {
         let offset = self.rules.id_offset();
         self.specials.keys().map(move |id| TokenId(id + offset))
+    }
+
+    /// Names of the special tokens.
+    pub fn special_names(&self) -> impl Iterator<Item = &str> {
+        self.specials.values().map(String::as_str)
     }
 
     /// A token as the vocabulary spells it (`▁the`, `Ġthe`, `##ing`), for display.
