@@ -159,7 +159,7 @@ mod tests {
             ] {
                 let (said, end) = read(family, &["weather", "wind"], text, step);
                 assert_eq!(said, "");
-                assert_eq!(end.calls, [call.clone()]);
+                assert_eq!(end.calls, std::slice::from_ref(&call));
             }
         }
     }
