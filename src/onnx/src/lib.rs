@@ -12,6 +12,7 @@
 //! | [`reference`](mod@reference) | the forward pass in plain f32 |
 //! | [`export`](mod@export) | from a checkpoint folder to a model directory |
 //! | [`source`], [`model_dir`] | what the two folders say of themselves |
+//! | [`synthetic`] | models of any shape with random weights |
 //! | [`paging`] | from a portable graph to one that runs on paged caches |
 //! | [`proto`] | the messages of an ONNX file |
 //! | [`error`] | the crate's error type |
@@ -27,6 +28,7 @@ pub mod proto;
 pub mod quantise;
 pub mod reference;
 pub mod source;
+pub mod synthetic;
 pub mod weights;
 
 pub use error::{Error, Result};

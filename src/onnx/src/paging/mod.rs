@@ -26,7 +26,7 @@ mod rows;
 mod tests;
 
 pub use attention::{AttentionLayer, QkvLayout, RotaryTables};
-pub use constants::{Blob, BlobData, Constant, ConstantId, ElementType};
+pub use constants::{Blob, BlobData, Constant, ConstantId, Dense, ElementType, Quantised, Table};
 
 use crate::proto::ModelProto;
 use graph::Graph;
