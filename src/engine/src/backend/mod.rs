@@ -9,8 +9,12 @@
 //! as long as they were before the call.
 
 pub mod library;
+pub mod ort_paged;
+pub(crate) mod paged;
 pub mod portable;
 pub mod threads;
+#[cfg(feature = "tract")]
+pub mod tract_paged;
 
 use std::fmt;
 

@@ -376,6 +376,7 @@ impl Backend for Portable {
 
 fn session(env: &Environment, model: &Path, threads: usize) -> ort::Result<Session> {
     Session::builder(env)?
+        .with_logger(super::ort_paged::quiet())?
         .with_intra_threads(threads)?
         .with_intra_op_spinning(false)?
         .with_memory_pattern(false)?

@@ -11,21 +11,19 @@ use std::sync::Arc;
 
 use glm::ModelSpec;
 use glm::manifest::{self, Manifest};
-use glm::spec::{Family, Hints, SpecialIds};
+use glm::spec::{Family, SpecialIds};
 use glm::tokenizer::{TextRules, Tokenizer};
+use glm_onnx::model_dir;
+use glm_onnx::source::Config;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::{Error, Result};
 
-/// Longest manifest, configuration or template that is read; real ones stay below 1 MiB.
+/// Longest configuration or template that is read; real ones stay below 1 MiB.
 const MAX_TEXT: u64 = 16 << 20;
 /// Longest tokenizer that is read; the largest GLM vocabulary takes about 20 MB.
 const MAX_TOKENIZER: u64 = 128 << 20;
-/// Bytes that are hashed at a time.
-const CHUNK: usize = 1 << 20;
-/// Graph of a directory.
-const GRAPH: &str = "model.onnx";
 
 /// A directory that has been looked at; nothing of the weights is read yet.
 #[derive(Clone, Debug)]
@@ -58,27 +56,18 @@ impl Directory {
     /// # Errors
     /// [`Error::Load`] naming the file and what is wrong with it.
     pub fn read(folder: &Path) -> Result<Self> {
-        match read(&folder.join(manifest::FILE), MAX_TEXT)? {
-            Some(bytes) => Self::exported(folder, &bytes),
-            None => Self::foreign(folder),
+        if folder.join(manifest::FILE).exists() {
+            Self::exported(folder)
+        } else {
+            Self::foreign(folder)
         }
     }
 
-    fn exported(folder: &Path, bytes: &[u8]) -> Result<Self> {
-        let at = |error: &dyn std::fmt::Display| failed(folder.join(manifest::FILE), error);
-        let manifest = Manifest::from_json(bytes).map_err(|error| at(&error))?;
+    fn exported(folder: &Path) -> Result<Self> {
+        let manifest = model_dir::read_manifest(folder).map_err(unreadable)?;
+        model_dir::check_sizes(folder, &manifest).map_err(unreadable)?;
         let mut hash = Sha256::new();
         for (name, record) in &manifest.files {
-            let path = folder.join(name);
-            let found = fs::metadata(&path).map_err(|error| failed(&path, error))?;
-            if found.len() != record.size {
-                let reason = format!(
-                    "has {} bytes, the manifest says {}; install the model again",
-                    found.len(),
-                    record.size
-                );
-                return Err(failed(&path, reason));
-            }
             hash.update(format!("{}  {name}\n", record.sha256));
         }
         let tokenizer = tokenizer(folder, manifest.text_rules)?;
@@ -86,7 +75,7 @@ impl Directory {
             .check_vocab(manifest.spec.vocab_rows)
             .map_err(|error| failed(folder, error))?;
         Ok(Self {
-            graph: folder.join(GRAPH),
+            graph: folder.join(model_dir::GRAPH),
             id: manifest.name.clone(),
             digest: hex(&hash.finalize()),
             spec: manifest.spec.clone(),
@@ -100,25 +89,15 @@ impl Directory {
     }
 
     fn foreign(folder: &Path) -> Result<Self> {
-        let path = folder.join("config.json");
-        let config = json(&path)?.ok_or_else(|| {
-            failed(
-                folder,
-                "holds neither glm.json nor config.json: not a model directory",
-            )
-        })?;
-        let tokenizer_config = json(&folder.join("tokenizer_config.json"))?;
-        let hints = Hints {
-            tokenizer_config: tokenizer_config.as_ref(),
-            ..Hints::default()
-        };
-        let spec = ModelSpec::from_config(&config, &hints).map_err(|error| failed(&path, error))?;
+        if !folder.join("config.json").exists() {
+            let reason = "holds neither glm.json nor config.json: not a model directory";
+            return Err(failed(folder, reason));
+        }
+        let spec = Config::read(folder, None).map_err(unreadable)?.spec;
         if matches!(spec.family, Family::Glm | Family::ChatGlm) {
             // Their text rules and ids are in no file that other exporters write.
-            return Err(failed(
-                folder,
-                "has no glm.json; export this family with `glmctl export`",
-            ));
+            let reason = "has no glm.json; export this family with `glmctl export`";
+            return Err(failed(folder, reason));
         }
         let genai = json(&folder.join("genai_config.json"))?;
         let graph = graph_of(folder, genai.as_ref());
@@ -131,11 +110,9 @@ impl Directory {
             .and_then(|value| value.pointer("/model/context_length")?.as_u64())
             .and_then(|length| usize::try_from(length).ok())
             .map_or(spec.max_positions, |length| length.min(spec.max_positions));
+        let name = folder.file_name().map(|name| name.to_string_lossy().into());
         Ok(Self {
-            id: folder.file_name().map_or_else(
-                || "model".to_owned(),
-                |name| name.to_string_lossy().into_owned(),
-            ),
+            id: name.unwrap_or_else(|| "model".to_owned()),
             digest: unlisted_digest(folder, &graph)?,
             special,
             tokenizer: Arc::new(tokenizer),
@@ -148,30 +125,20 @@ impl Directory {
         })
     }
 
-    /// Hashes every file that the manifest names; calls `progress` with the bytes hashed since the last call.
+    /// Hashes every file that the manifest names; calls `progress` with the bytes that are done and all of them.
     ///
     /// # Errors
     /// [`Error::Load`] naming the first file that differs, or that there is no manifest to compare with.
-    pub fn verify(&self, progress: &mut dyn FnMut(u64)) -> Result<()> {
+    pub fn verify(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
         let manifest = self.manifest.as_ref().ok_or_else(|| {
-            failed(
-                &self.folder,
-                "has no glm.json, so there is nothing to compare with",
-            )
+            let reason = "has no glm.json, so there is nothing to compare with";
+            failed(&self.folder, reason)
         })?;
-        for (name, record) in &manifest.files {
-            let path = self.folder.join(name);
-            let found = sha256(&path, progress)?;
-            if found != record.sha256.0 {
-                let reason = format!(
-                    "has SHA-256 {}, the manifest says {}; install the model again",
-                    hex(&found),
-                    record.sha256
-                );
-                return Err(failed(&path, reason));
-            }
-        }
-        Ok(())
+        model_dir::verify(&self.folder, manifest, &mut |done, total| {
+            progress(done, total);
+            Ok(())
+        })
+        .map_err(unreadable)
     }
 }
 
@@ -180,7 +147,12 @@ fn graph_of(folder: &Path, genai: Option<&Value>) -> PathBuf {
     let named = genai
         .and_then(|value| value.pointer("/model/decoder/filename")?.as_str())
         .filter(|name| !name.contains(['/', '\\']));
-    let tried = [named.unwrap_or(GRAPH), GRAPH, "onnx/model.onnx"].map(|name| folder.join(name));
+    let tried = [
+        named.unwrap_or(model_dir::GRAPH),
+        model_dir::GRAPH,
+        "onnx/model.onnx",
+    ]
+    .map(|name| folder.join(name));
     let [first, ..] = &tried;
     tried
         .iter()
@@ -192,7 +164,7 @@ fn graph_of(folder: &Path, genai: Option<&Value>) -> PathBuf {
 /// What tells apart models without manifest: the graph itself, and sizes and times of what lies beside it.
 fn unlisted_digest(folder: &Path, graph: &Path) -> Result<String> {
     let mut hash = Sha256::new();
-    hash.update(sha256(graph, &mut |_| {})?);
+    hash.update(fs::read(graph).map_err(|error| failed(graph, error))?);
     let entries = fs::read_dir(folder).map_err(|error| failed(folder, error))?;
     let mut beside: Vec<String> = entries
         .filter_map(|entry| {
@@ -209,23 +181,6 @@ fn unlisted_digest(folder: &Path, graph: &Path) -> Result<String> {
     beside.sort();
     hash.update(beside.concat());
     Ok(hex(&hash.finalize()))
-}
-
-fn sha256(path: &Path, progress: &mut dyn FnMut(u64)) -> Result<[u8; 32]> {
-    let mut file = File::open(path).map_err(|error| failed(path, error))?;
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; CHUNK];
-    loop {
-        match file.read(&mut buffer) {
-            Ok(0) => return Ok(hash.finalize().into()),
-            Ok(count) => {
-                hash.update(&buffer[..count]);
-                progress(count as u64);
-            }
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(failed(path, error)),
-        }
-    }
 }
 
 fn tokenizer(folder: &Path, rules: TextRules) -> Result<Tokenizer> {
@@ -262,6 +217,13 @@ fn read(path: &Path, most: u64) -> Result<Option<Vec<u8>>> {
         return Err(failed(path, format!("is larger than {most} bytes")));
     }
     Ok(Some(bytes))
+}
+
+/// An error of the reader, which names the file itself.
+fn unreadable(error: glm_onnx::Error) -> Error {
+    Error::Load {
+        reason: error.to_string(),
+    }
 }
 
 pub(super) fn failed(path: impl AsRef<Path>, reason: impl std::fmt::Display) -> Error {

@@ -1,0 +1,314 @@
+//! The paged graph in ONNX Runtime, with our operators and its threads.
+//!
+//! ONNX Runtime runs the norms and activations between; the operators of the
+//! domain `glmd` are registered as custom ones and share the weights and the
+//! caches with the backend. They run on the runtime's own pool through
+//! `ParallelFor`: a second pool beside it would fight for the same cores.
+//!
+//! Panics never cross into C: each operator catches them, also those of tasks
+//! on other threads, and the step fails with their message.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use glm_kernels::Parallel;
+use glm_onnx::paging::{self, PositionInput};
+use glm_onnx::proto::ModelProto;
+use ort::environment::Environment;
+use ort::ep::CPU;
+use ort::logging::{LogLevel, LoggerFunction};
+use ort::operator::{
+    ComputeContext, Kernel, KernelContext, Operator, OperatorDomain, OperatorInput, OperatorOutput,
+};
+use ort::session::{Session, SessionInputValue};
+use ort::value::{Tensor, TensorElementType, ValueRef};
+use prost::Message;
+use tracing::debug;
+
+use super::paged::{Inputs, Operation, Operators, Runtime, message_of};
+
+/// Name of this backend.
+pub const NAME: &str = "ort-paged";
+
+/// A session over the paged graph.
+#[derive(Debug)]
+pub(crate) struct OrtRuntime {
+    session: Session,
+    input_ids: String,
+    positions: PositionInput,
+    logits: String,
+}
+
+impl OrtRuntime {
+    /// Makes a session of `model`, whose constants left in the graph lie in `folder`.
+    ///
+    /// # Errors
+    /// With the message of ONNX Runtime.
+    pub(crate) fn new(
+        env: &Environment,
+        folder: &Path,
+        model: &ModelProto,
+        description: &paging::Description,
+        operators: &Arc<Operators>,
+        threads: usize,
+    ) -> Result<Self, String> {
+        let session = session(env, folder, model, operators, threads)
+            .map_err(|error| one_line(&error.to_string()))?;
+        Ok(Self {
+            session,
+            input_ids: description.input_ids.clone(),
+            positions: description.positions.clone(),
+            logits: description.logits.clone(),
+        })
+    }
+
+    fn logits(&mut self, inputs: &Inputs) -> ort::Result<Vec<f32>> {
+        let tokens = inputs.ids.len();
+        let mut values: Vec<(&str, SessionInputValue<'_>)> = vec![
+            (
+                &self.input_ids,
+                Tensor::from_array(([1, tokens], inputs.ids.clone()))?.into(),
+            ),
+            (
+                paging::WANTED_ROWS,
+                Tensor::from_array(([inputs.wanted.len()], inputs.wanted.clone()))?.into(),
+            ),
+        ];
+        match &self.positions {
+            PositionInput::None => {}
+            PositionInput::One(name) => {
+                let positions = inputs.positions.clone();
+                values.push((name, Tensor::from_array(([1, tokens], positions))?.into()));
+            }
+            PositionInput::Two(name) => {
+                let positions = inputs.positions.clone();
+                values.push((
+                    name,
+                    Tensor::from_array(([1, 2, tokens], positions))?.into(),
+                ));
+            }
+        }
+        let outputs = self.session.run(values)?;
+        let logits = outputs
+            .get(self.logits.as_str())
+            .ok_or_else(|| ort::Error::new("the graph gives no logits"))?;
+        Ok(logits.try_extract_tensor::<f32>()?.1.to_vec())
+    }
+}
+
+impl Runtime for OrtRuntime {
+    const NAME: &'static str = NAME;
+
+    fn run(&mut self, inputs: &Inputs) -> Result<Vec<f32>, String> {
+        self.logits(inputs)
+            .map_err(|error| one_line(&error.to_string()))
+    }
+}
+
+/// Messages of ONNX Runtime may have several lines; logs and errors have one.
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+fn session(
+    env: &Environment,
+    folder: &Path,
+    model: &ModelProto,
+    operators: &Arc<Operators>,
+    threads: usize,
+) -> ort::Result<Session> {
+    let mut domain = OperatorDomain::new(paging::DOMAIN)?;
+    for operation in Operation::ALL {
+        domain = domain.add(Own {
+            operation,
+            operators: Arc::clone(operators),
+            threads,
+        })?;
+    }
+    Session::builder(env)?
+        .with_operators(domain)?
+        .with_logger(quiet())?
+        .with_intra_threads(threads)?
+        // Spinning threads take the cores that the rest of a small box needs.
+        .with_intra_op_spinning(false)?
+        // Both keep memory for the largest step ever seen, and steps differ.
+        .with_memory_pattern(false)?
+        .with_execution_providers([CPU::default().with_arena_allocator(false).build()])?
+        .with_config_entry(
+            "session.model_external_initializers_file_folder_path",
+            folder.to_string_lossy(),
+        )?
+        .commit_from_memory(&model.encode_to_vec())
+}
+
+/// Sends what ONNX Runtime would write on standard error to our log; its errors come back as values anyway.
+pub(super) fn quiet() -> LoggerFunction {
+    Arc::new(|level: LogLevel, _, _, _, message: &str| {
+        debug!(?level, message = one_line(message), "onnxruntime");
+    })
+}
+
+/// One of our operators as ONNX Runtime sees it.
+struct Own {
+    operation: Operation,
+    operators: Arc<Operators>,
+    /// Threads of the session.
+    threads: usize,
+}
+
+impl Operator for Own {
+    type Kernel<'attr> = Node;
+
+    fn name(&self) -> &str {
+        self.operation.name()
+    }
+
+    fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
+        [match self.operation {
+            // One packed tensor, or queries, keys and values.
+            Operation::Attention => {
+                OperatorInput::variadic(1).homogenous(TensorElementType::Float32)
+            }
+            Operation::Product => OperatorInput::required(TensorElementType::Float32),
+            Operation::Rows => OperatorInput::required(TensorElementType::Int64),
+        }]
+    }
+
+    fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
+        [OperatorOutput::required(TensorElementType::Float32)]
+    }
+
+    fn create_kernel<'attr>(&self, context: &KernelContext<'attr>) -> ort::Result<Node> {
+        let index = context
+            .get::<i64>(paging::INDEX)
+            .and_then(|index| usize::try_from(index).ok())
+            .ok_or_else(|| ort::Error::new(format!("{} without an index", self.name())))?;
+        Ok(Node {
+            operation: self.operation,
+            index,
+            operators: Arc::clone(&self.operators),
+            threads: self.threads,
+        })
+    }
+}
+
+/// A node of the graph.
+struct Node {
+    operation: Operation,
+    index: usize,
+    operators: Arc<Operators>,
+    threads: usize,
+}
+
+impl Kernel for Node {
+    fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
+        catch_unwind(AssertUnwindSafe(|| self.run(context)))
+            .unwrap_or_else(|panic| Err(format!("panicked: {}", message_of(panic.as_ref()))))
+            .map_err(|reason| {
+                let name = self.operation.name();
+                ort::Error::new(format!("{name} {}: {reason}", self.index))
+            })
+    }
+}
+
+impl Node {
+    fn run(&self, context: &ComputeContext) -> Result<(), String> {
+        let Self {
+            operation,
+            index,
+            operators,
+            threads,
+        } = self;
+        let count = context.num_inputs().map_err(text)?;
+        let values = (0..count)
+            .map(|place| input(context, place))
+            .collect::<Result<Vec<_>, _>>()?;
+        let first = values.first().ok_or("no input")?;
+        let shape = operators.shape(*operation, *index, &sizes(first)?)?;
+        let mut out = context
+            .output(0, shape)
+            .map_err(text)?
+            .ok_or("the output is missing")?;
+        let (_, out) = out.try_extract_tensor_mut::<f32>().map_err(text)?;
+        let pool = OrtPool {
+            context,
+            threads: *threads,
+        };
+        match operation {
+            Operation::Rows => {
+                let (_, ids) = first.try_extract_tensor::<i64>().map_err(text)?;
+                operators.look_up(*index, ids, out)
+            }
+            Operation::Product => operators.multiply(*index, floats(first)?, out, &pool),
+            Operation::Attention => {
+                let data = values.iter().map(floats).collect::<Result<Vec<_>, _>>()?;
+                operators.attend(*index, &data, out, &pool)
+            }
+        }
+    }
+}
+
+fn text(error: ort::Error) -> String {
+    error.to_string()
+}
+
+fn input(context: &ComputeContext, place: usize) -> Result<ValueRef<'_>, String> {
+    context
+        .input(place)
+        .map_err(text)?
+        .ok_or_else(|| format!("input {place} is missing"))
+}
+
+fn floats<'a>(value: &'a ValueRef<'_>) -> Result<&'a [f32], String> {
+    value
+        .try_extract_tensor::<f32>()
+        .map(|(_, data)| data)
+        .map_err(text)
+}
+
+fn sizes(value: &ValueRef<'_>) -> Result<Vec<usize>, String> {
+    value
+        .shape()
+        .iter()
+        .map(|size| usize::try_from(*size).map_err(|_| format!("an axis of length {size}")))
+        .collect()
+}
+
+/// The thread pool of a running session.
+struct OrtPool<'a> {
+    context: &'a ComputeContext,
+    threads: usize,
+}
+
+// SAFETY: `ComputeContext` holds a pointer to the kernel context of the call
+// that is running, which outlives this value. The one function called through
+// it here, `KernelContext_ParallelFor`, hands tasks to a thread pool and is
+// safe to call from any thread.
+unsafe impl Sync for OrtPool<'_> {}
+
+impl Parallel for OrtPool<'_> {
+    fn threads(&self) -> usize {
+        self.threads
+    }
+
+    fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        if tasks <= 1 {
+            return (0..tasks).for_each(task);
+        }
+        let panic: Mutex<Option<Box<dyn Any + Send>>> = Mutex::new(None);
+        let ran = self.context.par_for(tasks, 0, |index| {
+            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| task(index))) {
+                *panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(payload);
+            }
+        });
+        if let Some(payload) = panic.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            resume_unwind(payload);
+        }
+        if let Err(error) = ran {
+            // The operator around this call turns it into a failed step.
+            resume_unwind(Box::new(format!("ParallelFor: {error}")));
+        }
+    }
+}

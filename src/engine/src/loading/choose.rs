@@ -1,0 +1,248 @@
+//! Which backend runs a model: the first that can and that answers right.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use glm_onnx::paging::{self, Outcome, Paged};
+use glm_onnx::proto::ModelProto;
+use prost::Message;
+
+use super::directory::{Directory, failed};
+use super::{Attempt, BackendKind, Options, Report, onnxruntime, self_test};
+use crate::backend::Backend;
+use crate::backend::library::Search;
+use crate::backend::ort_paged::OrtRuntime;
+use crate::backend::paged::{Limits, Operators, PagedBackend};
+use crate::backend::portable::{self, Portable};
+use crate::backend::threads::Threads;
+use crate::{Error, Result};
+
+/// What all attempts share.
+struct Chooser<'a> {
+    graph: &'a Path,
+    /// Longest text that the graph can run, in tokens.
+    context: usize,
+    options: &'a Options,
+    threads: &'a Threads,
+    search: &'a Search,
+    /// The graph, read and rewritten when the first backend asks for it.
+    rewritten: Option<Outcome>,
+    /// Instruction set of the kernels of the last attempt that used them.
+    kernels: Option<&'static str>,
+}
+
+/// The first backend that passes the self-test, or every reason why there is none.
+pub(super) fn choose(
+    directory: &Directory,
+    options: &Options,
+    threads: &Threads,
+    search: &Search,
+) -> Result<(Box<dyn Backend>, Report)> {
+    let mut chooser = Chooser::new(directory, options, threads, search);
+    let mut report = Report {
+        library: search
+            .library
+            .as_ref()
+            .map(|found| (found.candidate.path.clone(), found.build.clone())),
+        unusable: search
+            .tried
+            .iter()
+            .map(|(candidate, reason)| (candidate.path.clone(), reason.to_string()))
+            .collect(),
+        threads: threads.count,
+        cpus: threads.cpus.clone(),
+        ..Report::default()
+    };
+    for kind in BackendKind::ALL {
+        if options.backend.is_some_and(|only| only != kind) {
+            continue;
+        }
+        let tested = chooser.open(kind).and_then(|mut backend| {
+            let deviation = test(directory, backend.as_mut())?;
+            Ok((backend, deviation))
+        });
+        match tested {
+            Ok((backend, deviation)) => {
+                report.backend = Some(kind);
+                report.deviation = deviation;
+                report.kernels = chooser.kernels;
+                return Ok((backend, report));
+            }
+            Err(reason) => report.attempts.push(Attempt {
+                backend: kind,
+                reason,
+            }),
+        }
+    }
+    let reasons = report.backend_reason().unwrap_or_default();
+    Err(Error::Load {
+        reason: format!(
+            "{}: no backend runs it: {reasons}",
+            directory.folder.display()
+        ),
+    })
+}
+
+/// One backend on a bare graph, without self-test.
+pub(super) fn only(
+    graph: &Path,
+    context: usize,
+    kind: BackendKind,
+    options: &Options,
+    threads: &Threads,
+    search: &Search,
+) -> Result<Box<dyn Backend>> {
+    let mut chooser = Chooser {
+        graph,
+        context,
+        options,
+        threads,
+        search,
+        rewritten: None,
+        kernels: None,
+    };
+    chooser
+        .open(kind)
+        .map_err(|reason| failed(graph, format!("{kind}: {reason}")))
+}
+
+/// The golden logits of the model, or for models without, that there are logits; returns how far they are off.
+fn test(directory: &Directory, backend: &mut dyn Backend) -> Result<Option<(f32, f32)>, String> {
+    match &directory.manifest {
+        Some(manifest) => {
+            let golden = &manifest.golden;
+            let worst = self_test::golden(backend, golden)?;
+            Ok(Some((worst, golden.tolerance)))
+        }
+        None => self_test::finite(backend).map(|()| None),
+    }
+}
+
+impl<'a> Chooser<'a> {
+    fn new(
+        directory: &'a Directory,
+        options: &'a Options,
+        threads: &'a Threads,
+        search: &'a Search,
+    ) -> Self {
+        Self {
+            graph: &directory.graph,
+            context: directory.context,
+            options,
+            threads,
+            search,
+            rewritten: None,
+            kernels: None,
+        }
+    }
+
+    fn open(&mut self, kind: BackendKind) -> Result<Box<dyn Backend>, String> {
+        match kind {
+            BackendKind::OrtPaged => self.ort_paged(),
+            BackendKind::TractPaged => self.tract_paged(),
+            BackendKind::OrtPortable => self.ort_portable(),
+        }
+    }
+
+    /// The library that the probe found.
+    fn library(&self) -> Result<&Path, String> {
+        match (&self.search.library, self.search.tried.as_slice()) {
+            (Some(found), _) => Ok(&found.candidate.path),
+            (None, []) => Err("no libonnxruntime was found".to_owned()),
+            (None, tried) => {
+                let reasons = tried
+                    .iter()
+                    .map(|(candidate, reason)| format!("{}: {reason}", candidate.path.display()));
+                Err(reasons.collect::<Vec<_>>().join(", "))
+            }
+        }
+    }
+
+    fn paged(&mut self) -> Result<&Paged, String> {
+        if self.rewritten.is_none() {
+            let path = self.graph;
+            let bytes = fs::read(path).map_err(|error| failed(path, error).to_string())?;
+            let model = ModelProto::decode(bytes.as_slice())
+                .map_err(|error| failed(path, error).to_string())?;
+            self.rewritten = Some(paging::page(&model));
+        }
+        match self.rewritten.as_ref() {
+            Some(Outcome::Paged(paged)) => Ok(paged),
+            Some(Outcome::Unmodified(unknown)) => {
+                Err(format!("the graph cannot run on paged caches: {unknown}"))
+            }
+            None => Err("the graph was not read".to_owned()),
+        }
+    }
+
+    /// Weights and caches for the paged graph.
+    fn operators(&mut self) -> Result<Arc<Operators>, String> {
+        let limits = Limits {
+            max_tokens: self.context,
+            kv: self.options.kv,
+            kv_type: self.options.kv_type,
+        };
+        let folder = self.folder();
+        let paged = self.paged()?;
+        let operators = Operators::new(&folder, paged, limits)?;
+        self.kernels = Some(operators.isa());
+        Ok(Arc::new(operators))
+    }
+
+    /// Where the files beside the graph lie.
+    fn folder(&self) -> PathBuf {
+        self.graph.parent().unwrap_or(Path::new(".")).to_owned()
+    }
+
+    fn ort_paged(&mut self) -> Result<Box<dyn Backend>, String> {
+        let environment = onnxruntime::environment(self.library()?)?;
+        let operators = self.operators()?;
+        let (folder, threads) = (self.folder(), self.threads.count);
+        let paged = self.paged()?;
+        let runtime = OrtRuntime::new(
+            &environment,
+            &folder,
+            &paged.model,
+            &paged.description,
+            &operators,
+            threads,
+        )?;
+        Ok(Box::new(PagedBackend::new(operators, runtime)))
+    }
+
+    #[cfg(feature = "tract")]
+    fn tract_paged(&mut self) -> Result<Box<dyn Backend>, String> {
+        use crate::backend::tract_paged::TractRuntime;
+
+        let operators = self.operators()?;
+        let (folder, threads) = (self.folder(), self.threads.count);
+        let paged = self.paged()?;
+        let runtime = TractRuntime::new(
+            &folder,
+            &paged.model,
+            &paged.description,
+            &operators,
+            threads,
+        )?;
+        Ok(Box::new(PagedBackend::new(operators, runtime)))
+    }
+
+    #[cfg(not(feature = "tract"))]
+    fn tract_paged(&mut self) -> Result<Box<dyn Backend>, String> {
+        Err("this program was built without tract".to_owned())
+    }
+
+    fn ort_portable(&mut self) -> Result<Box<dyn Backend>, String> {
+        let environment = onnxruntime::environment(self.library()?)?;
+        self.kernels = None;
+        let options = portable::Options {
+            threads: self.threads.count,
+            max_tokens: self.context,
+            kv: self.options.kv,
+        };
+        Portable::open(&environment, self.graph, options)
+            .map(|backend| Box::new(backend) as Box<dyn Backend>)
+            .map_err(|error| error.to_string())
+    }
+}
