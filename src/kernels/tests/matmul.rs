@@ -90,7 +90,7 @@ mod tests {
         /// The product in f64, and how far rounding of activations may move it:
         /// half a step of each group times the weights it meets.
         fn exact(&self, x: &[f32], output: usize) -> (f64, f64) {
-            let group = self.block.min(512 / self.bits);
+            let group = self.block.min(64);
             let (mut sum, mut slack) = (0.0, 0.0);
             for (place, x) in x.chunks(group).enumerate() {
                 let largest = x.iter().fold(0.0_f32, |a, b| a.max(b.abs()));

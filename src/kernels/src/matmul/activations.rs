@@ -1,14 +1,15 @@
 //! Activations of a product as bytes.
 //!
-//! Everything is cut into chunks of 64 bytes of weights, which is what a kernel
-//! takes at a time, and lies chunk by chunk for all rows: a kernel that holds a
-//! chunk of weights in registers walks through memory in order.
+//! Everything is cut into chunks of 64 columns, which is what a kernel takes at
+//! a time, and lies chunk by chunk for all rows: a kernel that holds a chunk of
+//! weights in registers walks through memory in order.
 
 use super::Quantised;
 use crate::parallel::Parallel;
 use crate::shared::Output;
 
-/// Bytes of weights in a chunk.
+/// Columns of a chunk: for sixteen outputs its weights fill sixteen registers of
+/// 64 bytes.
 pub(super) const CHUNK: usize = 64;
 /// Below this the reciprocal of a scale overflows; such groups become zeros.
 const SMALLEST: f32 = 1e-30;
@@ -18,7 +19,7 @@ const TASK_ELEMENTS: usize = 16 * 1024;
 /// Rows of activations, quantised for weights of one shape.
 #[derive(Debug, Default)]
 pub(super) struct Activations {
-    /// i8 `[chunks][rows][columns of a chunk]`. For weights of four bits every
+    /// i8 `[chunks][rows][64]`. For weights of four bits every
     /// run of eight columns is stored as its even, then its odd columns, so
     /// that the low and the high halves of four bytes each meet four neighbours.
     pub(super) values: Vec<i8>,
@@ -36,10 +37,8 @@ pub(super) struct Activations {
 pub(super) struct Shape {
     /// Columns of a group.
     pub(super) group: usize,
-    /// Groups of a chunk: 1, 2, 4 or 8.
+    /// Groups of a chunk: 1, 2 or 4.
     pub(super) groups: usize,
-    /// Columns of a chunk.
-    pub(super) columns: usize,
     /// Chunks of a row, the last perhaps partly filled.
     pub(super) chunks: usize,
     /// Groups that share a scale.
@@ -48,13 +47,11 @@ pub(super) struct Shape {
 
 impl Shape {
     pub(super) fn of(weights: &Quantised<'_>) -> Self {
-        let columns = CHUNK * 8 / weights.bits;
-        let group = weights.block.min(columns);
+        let group = weights.block.min(CHUNK);
         Self {
             group,
-            groups: columns / group,
-            columns,
-            chunks: weights.row_bytes().div_ceil(CHUNK),
+            groups: CHUNK / group,
+            chunks: (weights.blocks() * weights.block).div_ceil(CHUNK),
             groups_of_block: weights.block / group,
         }
     }
@@ -152,36 +149,31 @@ pub(super) struct Group<'a> {
 #[inline(always)]
 pub(super) fn quantise(x: &[f32], group: Group<'_>) {
     let values = group.values;
-    let mut largest = 0.0_f32;
-    let mut finite = true;
-    for x in x {
-        let size = x.abs();
-        finite &= size < f32::INFINITY;
-        largest = if size > largest { size } else { largest };
-    }
-    if !finite || largest < SMALLEST {
+    // The bits of magnitudes are ordered as they are, NaN above all.
+    let largest = x.iter().fold(0, |most, x| most.max(x.abs().to_bits()));
+    let largest = f32::from_bits(largest);
+    if !largest.is_finite() || largest < SMALLEST {
         values.fill(0);
-        *group.scale = if finite { 0.0 } else { f32::NAN };
+        *group.scale = if largest.is_finite() { 0.0 } else { f32::NAN };
         *group.start = 0;
         return;
     }
     let inverse = 127.0 / largest;
-    let mut sum = 0_i32;
+    let mut bytes = [0_i8; CHUNK];
+    for (byte, x) in bytes.iter_mut().zip(x) {
+        *byte = nearest(x * inverse);
+    }
+    let bytes = &bytes[..values.len()];
+    let sum: i32 = bytes.iter().map(|byte| i32::from(*byte)).sum();
     if group.halves {
-        values.fill(0);
-        for (values, x) in values.chunks_exact_mut(8).zip(x.chunks(8)) {
-            for (i, x) in x.iter().enumerate() {
-                let q = nearest(x * inverse);
-                values[i % 2 * 4 + i / 2] = q;
-                sum += i32::from(q);
+        for (values, bytes) in values.chunks_exact_mut(8).zip(bytes.chunks_exact(8)) {
+            for i in 0..4 {
+                values[i] = bytes[2 * i];
+                values[4 + i] = bytes[2 * i + 1];
             }
         }
     } else {
-        for (value, x) in values.iter_mut().zip(x) {
-            *value = nearest(x * inverse);
-            sum += i32::from(*value);
-        }
-        values[x.len()..].fill(0);
+        values.copy_from_slice(bytes);
     }
     *group.scale = largest / 127.0;
     *group.start = -group.zero * sum;

@@ -2,7 +2,7 @@
 //!
 //! Quantised weights are multiplied as integers. Activations are quantised to
 //! INT8 a row and a group of columns at a time (a group is a block of weights,
-//! at most 64 bytes of it), so a row never depends on another. The result of an
+//! at most 64 columns of it), so a row never depends on another. The result of an
 //! output is
 //!
 //! ```text
@@ -13,6 +13,10 @@
 //! keep to that order, for one row and for a thousand, so they agree bit for bit.
 
 mod activations;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod dense;
 mod quantised;
 mod scalar;

@@ -3,6 +3,8 @@
 use super::activations::{Activations, quantise};
 use super::weights::Quantised;
 use super::{Scratch, outputs_of_a_task, scalar};
+#[cfg(target_arch = "x86_64")]
+use super::{avx2, avx512};
 use crate::isa::Isa;
 use crate::parallel::Parallel;
 use crate::shared::Output;
@@ -38,7 +40,7 @@ impl Job<'_> {
 const UNIT: usize = 16;
 
 pub(super) fn run(
-    _isa: Isa,
+    isa: Isa,
     weights: &Quantised<'_>,
     x: &[f32],
     rows: usize,
@@ -47,7 +49,19 @@ pub(super) fn run(
     par: &dyn Parallel,
 ) {
     let activations = &mut scratch.activations;
-    activations.fill(weights, x, rows, par, quantise);
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Vnni => activations.fill(weights, x, rows, par, |x, group| {
+            // SAFETY: the set was found on this machine.
+            unsafe { avx512::quantise_group(x, group) }
+        }),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => activations.fill(weights, x, rows, par, |x, group| {
+            // SAFETY: as above.
+            unsafe { avx2::quantise_group(x, group) }
+        }),
+        _ => activations.fill(weights, x, rows, par, quantise),
+    }
     let job = Job {
         weights,
         activations,
@@ -57,6 +71,14 @@ pub(super) fn run(
     par.run(weights.outputs.div_ceil(share), &|task| {
         let from = task * share;
         let to = (from + share).min(weights.outputs);
-        scalar::outputs(&job, from, to);
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the set was found on this machine.
+            Isa::Avx512Vnni => unsafe { avx512::outputs(&job, from, to) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Isa::Avx2 => unsafe { avx2::outputs(&job, from, to) },
+            _ => scalar::outputs(&job, from, to),
+        }
     });
 }

@@ -1,0 +1,307 @@
+//! Products of quantised weights with AVX-512 VNNI: sixteen outputs at a time.
+//!
+//! A chunk of 64 columns of sixteen outputs is turned so that a register holds
+//! four columns of all of them. It then meets every row of activations, whose
+//! four bytes are broadcast: a group of columns ends as sixteen exact sums that
+//! need no further addition across lanes. Turning costs about forty cycles a
+//! chunk, less than memory takes to deliver it, so one row and many rows run
+//! the same code, and weights are never stored in another order.
+
+use std::arch::x86_64::{
+    __m512, __m512i, _MM_HINT_T0, _mm_loadu_si128, _mm_prefetch, _mm512_add_epi32,
+    _mm512_and_si512, _mm512_broadcast_i32x4, _mm512_cvtepi32_ps, _mm512_dpbusd_epi32,
+    _mm512_fmadd_ps, _mm512_loadu_si512, _mm512_mask_broadcast_i32x4, _mm512_mul_ps,
+    _mm512_mullo_epi32, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
+    _mm512_setzero_si512, _mm512_srli_epi16, _mm512_storeu_ps, _mm512_unpackhi_epi32,
+    _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
+};
+
+use super::activations::{CHUNK, Group, quantise};
+use super::quantised::Job;
+use super::scalar;
+
+/// Outputs at a time: lanes of a register.
+const LANES: usize = 16;
+/// Rows that share a turned chunk: their sums stay in an L1 cache beside it.
+const ROWS: usize = 128;
+/// How far ahead weights are fetched: what memory delivers while it answers one request.
+const AHEAD: usize = 512;
+
+/// See [`quantise`].
+///
+/// # Safety
+/// The machine has the features.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
+pub(super) unsafe fn quantise_group(x: &[f32], group: Group<'_>) {
+    quantise(x, group);
+}
+
+/// Outputs `from..to` of every row.
+///
+/// # Safety
+/// The machine has the features.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
+pub(super) unsafe fn outputs(job: &Job<'_>, from: usize, to: usize) {
+    if job.weights.outputs < LANES {
+        return scalar::outputs(job, from, to);
+    }
+    for at in (from..to).step_by(LANES) {
+        // The last outputs are computed with some before them, of which only
+        // the wanted ones are stored.
+        let first = at.min(job.weights.outputs - LANES);
+        for row in (0..job.activations.rows).step_by(ROWS) {
+            let rows = ROWS.min(job.activations.rows - row);
+            let part = Part {
+                first,
+                skip: at - first,
+                row,
+                rows,
+            };
+            // SAFETY: sixteen outputs from `first` exist, and these rows.
+            unsafe {
+                match (job.weights.bits, job.activations.shape.groups) {
+                    (8, 1) => part_of::<8, 1>(job, part),
+                    (8, 2) => part_of::<8, 2>(job, part),
+                    (8, _) => part_of::<8, 4>(job, part),
+                    (_, 1) => part_of::<4, 1>(job, part),
+                    (_, 2) => part_of::<4, 2>(job, part),
+                    (_, _) => part_of::<4, 4>(job, part),
+                }
+            }
+        }
+    }
+}
+
+/// Sixteen outputs of some rows.
+#[derive(Clone, Copy, Debug)]
+struct Part {
+    first: usize,
+    skip: usize,
+    row: usize,
+    rows: usize,
+}
+
+/// Bytes of a chunk, for weights of BITS.
+const fn chunk_bytes(bits: usize) -> usize {
+    CHUNK / 8 * bits
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
+unsafe fn part_of<const BITS: usize, const GROUPS: usize>(job: &Job<'_>, part: Part) {
+    let (weights, acts) = (job.weights, job.activations);
+    let shape = acts.shape;
+    let row_bytes = weights.row_bytes();
+    let bytes = chunk_bytes(BITS);
+    let blocks = weights.blocks();
+    let zeros = weights.zero_points.is_some();
+    let mut sums = [const { std::mem::MaybeUninit::<__m512>::uninit() }; ROWS];
+    for sum in &mut sums[..part.rows] {
+        sum.write(_mm512_setzero_ps());
+    }
+    let sums = sums.as_mut_ptr().cast::<__m512>();
+    let mut tail = [0_u8; LANES * CHUNK];
+    let mut scales = [_mm512_setzero_ps(); LANES];
+    let mut zero = [_mm512_setzero_si512(); LANES];
+    let mut filled = usize::MAX;
+    // SAFETY: `Quantised` checked that values, scales and zero points have
+    // whole rows; chunks that would pass the end of a row are copied first.
+    // Activations hold whole chunks for every row.
+    unsafe {
+        let values = weights.values.as_ptr().add(part.first * row_bytes);
+        let last = weights.values.as_ptr().add(weights.values.len() - 1);
+        for chunk in 0..shape.chunks {
+            let at = chunk * bytes;
+            let turned = if at + bytes <= row_bytes {
+                if BITS == 8 || chunk % 2 == 0 {
+                    fetch(values.add(at), at, row_bytes, last);
+                }
+                turn::<BITS>(values.add(at), row_bytes)
+            } else {
+                for (output, tail) in tail.chunks_exact_mut(CHUNK).enumerate() {
+                    let rest = values.add(output * row_bytes + at);
+                    tail.as_mut_ptr()
+                        .copy_from_nonoverlapping(rest, row_bytes - at);
+                }
+                turn::<BITS>(tail.as_ptr(), CHUNK)
+            };
+            // The block of the first group; its scale and those of the groups
+            // after it are in the same sixteen.
+            let block = chunk * GROUPS / shape.groups_of_block;
+            if filled != block / LANES {
+                filled = block / LANES;
+                turn_scales(job, part.first, filled * LANES, &mut scales);
+                if zeros {
+                    gather_zeros(job, part.first, filled * LANES, &mut zero);
+                }
+            }
+            let place = block % LANES;
+            debug_assert!(block < blocks);
+            let groups = (chunk * acts.rows + part.row) * GROUPS;
+            let mut a = acts
+                .values
+                .as_ptr()
+                .add(groups * (CHUNK / GROUPS))
+                .cast::<i32>();
+            let mut scale = acts.scales.as_ptr().add(groups);
+            let mut start = acts.starts.as_ptr().add(groups);
+            let mut sum = sums;
+            for _ in 0..part.rows {
+                let mut total = *sum;
+                for group in 0..GROUPS {
+                    let quads = 16 / GROUPS;
+                    let begin = _mm512_set1_epi32(*start.add(group));
+                    let mut dot = if zeros {
+                        _mm512_mullo_epi32(begin, zero[place + group])
+                    } else {
+                        begin
+                    };
+                    // Two chains: one alone would wait for itself.
+                    let mut other = _mm512_setzero_si512();
+                    for quad in (group * quads..(group + 1) * quads).step_by(2) {
+                        let (first, second) = (*a.add(quad), *a.add(quad + 1));
+                        dot = _mm512_dpbusd_epi32(dot, turned[quad], _mm512_set1_epi32(first));
+                        let second = _mm512_set1_epi32(second);
+                        if GROUPS == 1 {
+                            other = _mm512_dpbusd_epi32(other, turned[quad + 1], second);
+                        } else {
+                            dot = _mm512_dpbusd_epi32(dot, turned[quad + 1], second);
+                        }
+                    }
+                    if GROUPS == 1 {
+                        dot = _mm512_add_epi32(dot, other);
+                    }
+                    let worth =
+                        _mm512_mul_ps(scales[place + group], _mm512_set1_ps(*scale.add(group)));
+                    total = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), worth, total);
+                }
+                *sum = total;
+                sum = sum.add(1);
+                a = a.add(CHUNK / 4);
+                scale = scale.add(GROUPS);
+                start = start.add(GROUPS);
+            }
+        }
+        for row in 0..part.rows {
+            let mut lanes = [0.0; LANES];
+            _mm512_storeu_ps(lanes.as_mut_ptr(), *sums.add(row));
+            job.store(part.row + row, part.first + part.skip, &lanes[part.skip..]);
+        }
+    }
+}
+
+/// Asks for the weights of sixteen outputs some way ahead: further on in their
+/// rows or, at the end of them, at the start of the next sixteen rows.
+#[inline(always)]
+unsafe fn fetch(values: *const u8, at: usize, row_bytes: usize, last: *const u8) {
+    let ahead = if at + AHEAD < row_bytes {
+        AHEAD
+    } else {
+        AHEAD + (LANES - 1) * row_bytes
+    };
+    for output in 0..LANES {
+        // Behind the last weight there is nothing to fetch; an address that is
+        // only asked for may be any.
+        let wanted = values.wrapping_add(output * row_bytes + ahead);
+        if wanted <= last {
+            // SAFETY: a hint reads nothing.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(wanted.cast()) };
+        }
+    }
+}
+
+/// Registers of four columns of sixteen outputs, in the order of columns; for
+/// weights of four bits every even one holds columns 0, 2, 4, 6 of eight and
+/// the odd one after it columns 1, 3, 5, 7.
+#[inline(always)]
+unsafe fn turn<const BITS: usize>(from: *const u8, stride: usize) -> [__m512i; 16] {
+    // SAFETY: sixteen rows of `chunk_bytes` from here are readable; registers
+    // need the features of the callers.
+    unsafe {
+        let mut out = [_mm512_setzero_si512(); 16];
+        if BITS == 8 {
+            for piece in 0..4 {
+                let four = turn_piece(from.add(piece * 16), stride);
+                out[piece * 4..piece * 4 + 4].copy_from_slice(&four);
+            }
+        } else {
+            let low = _mm512_set1_epi8(0x0f);
+            for piece in 0..2 {
+                for (i, x) in turn_piece(from.add(piece * 16), stride)
+                    .into_iter()
+                    .enumerate()
+                {
+                    let at = (piece * 4 + i) * 2;
+                    out[at] = _mm512_and_si512(x, low);
+                    out[at + 1] = _mm512_and_si512(_mm512_srli_epi16::<4>(x), low);
+                }
+            }
+        }
+        out
+    }
+}
+
+/// Sixteen bytes of sixteen rows as four registers, each with the same four
+/// bytes of all rows.
+#[inline(always)]
+unsafe fn turn_piece(from: *const u8, stride: usize) -> [__m512i; 4] {
+    // SAFETY: sixteen bytes of sixteen rows from here are readable.
+    unsafe {
+        let row = |row: usize| _mm_loadu_si128(from.add(row * stride).cast());
+        // Lane group L of register k is row 4 L + k.
+        let gather = |k: usize| {
+            let x = _mm512_broadcast_i32x4(row(k));
+            let x = _mm512_mask_broadcast_i32x4(x, 0x00f0, row(4 + k));
+            let x = _mm512_mask_broadcast_i32x4(x, 0x0f00, row(8 + k));
+            _mm512_mask_broadcast_i32x4(x, 0xf000, row(12 + k))
+        };
+        let (a, b, c, d) = (gather(0), gather(1), gather(2), gather(3));
+        let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
+        let (ab_high, cd_high) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
+        [
+            _mm512_unpacklo_epi64(ab, cd),
+            _mm512_unpackhi_epi64(ab, cd),
+            _mm512_unpacklo_epi64(ab_high, cd_high),
+            _mm512_unpackhi_epi64(ab_high, cd_high),
+        ]
+    }
+}
+
+/// Scales of sixteen blocks from `block` on, one register a block.
+#[inline(always)]
+unsafe fn turn_scales(job: &Job<'_>, first: usize, block: usize, out: &mut [__m512; LANES]) {
+    let blocks = job.weights.blocks();
+    let there = LANES.min(blocks - block);
+    // SAFETY: rows of `blocks` scales exist for sixteen outputs from `first`.
+    unsafe {
+        let from = job.weights.scales.as_ptr().add(first * blocks + block);
+        let mut copy = [0.0_f32; LANES * LANES];
+        let (from, stride) = if there == LANES {
+            (from, blocks)
+        } else {
+            for (output, copy) in copy.chunks_exact_mut(LANES).enumerate() {
+                copy.as_mut_ptr()
+                    .copy_from_nonoverlapping(from.add(output * blocks), there);
+            }
+            (copy.as_ptr(), LANES)
+        };
+        for piece in 0..4 {
+            let four = turn_piece(from.add(piece * 4).cast(), stride * size_of::<f32>());
+            for (i, x) in four.into_iter().enumerate() {
+                out[piece * 4 + i] = std::mem::transmute::<__m512i, __m512>(x);
+            }
+        }
+    }
+}
+
+/// Zero points of sixteen blocks from `block` on, one register a block.
+#[inline(always)]
+unsafe fn gather_zeros(job: &Job<'_>, first: usize, block: usize, out: &mut [__m512i; LANES]) {
+    let there = LANES.min(job.weights.blocks() - block);
+    for (i, out) in out[..there].iter_mut().enumerate() {
+        let zeros: [i32; LANES] =
+            std::array::from_fn(|output| i32::from(job.weights.zero(first + output, block + i)));
+        // SAFETY: sixteen numbers.
+        *out = unsafe { _mm512_loadu_si512(zeros.as_ptr().cast()) };
+    }
+}
