@@ -7,7 +7,7 @@
 //! their sign moved to the activations.
 
 use std::arch::x86_64::{
-    __m256, __m256i, _MM_HINT_T0, _mm_loadu_si128, _mm_prefetch, _mm256_abs_epi8, _mm256_add_epi16,
+    __m256, __m256i, _MM_HINT_T1, _mm_loadu_si128, _mm_prefetch, _mm256_abs_epi8, _mm256_add_epi16,
     _mm256_add_epi32, _mm256_and_si256, _mm256_castsi128_si256, _mm256_cvtepi32_ps,
     _mm256_fmadd_ps, _mm256_inserti128_si256, _mm256_loadu_ps, _mm256_loadu_si256,
     _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_mul_ps, _mm256_mullo_epi32, _mm256_set1_epi8,
@@ -24,8 +24,6 @@ use super::scalar;
 const LANES: usize = 8;
 /// Rows that share a turned chunk.
 const ROWS: usize = 128;
-/// How far ahead weights are fetched.
-const AHEAD: usize = 512;
 
 /// See [`quantise`].
 ///
@@ -81,6 +79,10 @@ struct Part {
 
 #[inline]
 #[target_feature(enable = "avx2,fma")]
+#[allow(
+    clippy::needless_range_loop,
+    reason = "a number is a place in two arrays"
+)]
 unsafe fn part_of<const BITS: usize, const GROUPS: usize>(job: &Job<'_>, part: Part) {
     let (weights, acts) = (job.weights, job.activations);
     let shape = acts.shape;
@@ -93,7 +95,6 @@ unsafe fn part_of<const BITS: usize, const GROUPS: usize>(job: &Job<'_>, part: P
         sum.write(_mm256_setzero_ps());
     }
     let sums = sums.as_mut_ptr().cast::<__m256>();
-    let mut tail = [0_u8; LANES * CHUNK];
     let mut scales = [0.0_f32; 4 * LANES];
     let mut zero = [0_i32; 4 * LANES];
     let mut filled = usize::MAX;
@@ -102,15 +103,19 @@ unsafe fn part_of<const BITS: usize, const GROUPS: usize>(job: &Job<'_>, part: P
     // Activations hold whole chunks for every row.
     unsafe {
         let values = weights.values.as_ptr().add(part.first * row_bytes);
-        let last = weights.values.as_ptr().add(weights.values.len() - 1);
+        let factors = weights.scales.as_ptr().add(part.first * blocks);
         for chunk in 0..shape.chunks {
             let at = chunk * bytes;
+            let next = LANES * (row_bytes + at);
+            fetch(values.wrapping_add(next), LANES * bytes);
+            if chunk.is_multiple_of(shape.groups_of_block) {
+                let next = LANES * (blocks + chunk / shape.groups_of_block * GROUPS);
+                fetch(factors.wrapping_add(next).cast(), LANES * GROUPS * 4);
+            }
             let turned = if at + bytes <= row_bytes {
-                if BITS == 8 || chunk % 2 == 0 {
-                    fetch(values.add(at), at, row_bytes, last);
-                }
                 turn::<BITS>(values.add(at), row_bytes)
             } else {
+                let mut tail = [0_u8; LANES * CHUNK];
                 for (output, tail) in tail.chunks_exact_mut(CHUNK).enumerate() {
                     let rest = values.add(output * row_bytes + at);
                     tail.as_mut_ptr()
@@ -133,10 +138,12 @@ unsafe fn part_of<const BITS: usize, const GROUPS: usize>(job: &Job<'_>, part: P
                     }
                 }
             }
-            let magnitudes = match BITS {
-                8 => turned.map(|x| _mm256_abs_epi8(x)),
-                _ => turned,
-            };
+            let mut magnitudes = turned;
+            if BITS == 8 {
+                for x in &mut magnitudes {
+                    *x = _mm256_abs_epi8(*x);
+                }
+            }
             let groups = (chunk * acts.rows + part.row) * GROUPS;
             let mut a = acts
                 .values
@@ -203,21 +210,17 @@ unsafe fn part_of<const BITS: usize, const GROUPS: usize>(job: &Job<'_>, part: P
     }
 }
 
-/// Asks for the weights of eight outputs some way ahead.
+/// Asks for `bytes` of memory for the second-level cache.
+///
+/// A chunk asks for the part of the next outputs that has its place: rows lie
+/// one behind the other, so memory is read in order however many rows are used
+/// at once, and what is asked for arrives before its turn. The address may lie
+/// behind the weights; asking reads nothing.
 #[inline(always)]
-unsafe fn fetch(values: *const u8, at: usize, row_bytes: usize, last: *const u8) {
-    let ahead = if at + AHEAD < row_bytes {
-        AHEAD
-    } else {
-        AHEAD + (LANES - 1) * row_bytes
-    };
-    for output in 0..LANES {
-        // Behind the last weight there is nothing to fetch.
-        let wanted = values.wrapping_add(output * row_bytes + ahead);
-        if wanted <= last {
-            // SAFETY: a hint reads nothing.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(wanted.cast()) };
-        }
+fn fetch(from: *const u8, bytes: usize) {
+    for line in (0..bytes).step_by(64) {
+        // SAFETY: a hint is never a fault.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(from.wrapping_add(line).cast()) };
     }
 }
 

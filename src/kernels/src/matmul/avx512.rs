@@ -8,12 +8,12 @@
 //! the same code, and weights are never stored in another order.
 
 use std::arch::x86_64::{
-    __m512, __m512i, _MM_HINT_T0, _mm_loadu_si128, _mm_prefetch, _mm512_add_epi32,
-    _mm512_and_si512, _mm512_broadcast_i32x4, _mm512_cvtepi32_ps, _mm512_dpbusd_epi32,
-    _mm512_fmadd_ps, _mm512_loadu_si512, _mm512_mask_broadcast_i32x4, _mm512_mul_ps,
+    __m512, __m512i, _MM_HINT_T1, _mm_loadu_si128, _mm_prefetch, _mm512_add_epi32,
+    _mm512_and_si512, _mm512_castsi128_si512, _mm512_castsi512_ps, _mm512_cvtepi32_ps,
+    _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_inserti32x4, _mm512_loadu_si512, _mm512_mul_ps,
     _mm512_mullo_epi32, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
-    _mm512_setzero_si512, _mm512_srli_epi16, _mm512_storeu_ps, _mm512_unpackhi_epi32,
-    _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
+    _mm512_setzero_si512, _mm512_shuffle_i32x4, _mm512_srli_epi16, _mm512_storeu_ps,
+    _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
 };
 
 use super::activations::{CHUNK, Group, quantise};
@@ -24,8 +24,6 @@ use super::scalar;
 const LANES: usize = 16;
 /// Rows that share a turned chunk: their sums stay in an L1 cache beside it.
 const ROWS: usize = 128;
-/// How far ahead weights are fetched: what memory delivers while it answers one request.
-const AHEAD: usize = 512;
 
 /// See [`quantise`].
 ///
@@ -100,7 +98,6 @@ unsafe fn part_of<const BITS: usize, const GROUPS: usize>(job: &Job<'_>, part: P
         sum.write(_mm512_setzero_ps());
     }
     let sums = sums.as_mut_ptr().cast::<__m512>();
-    let mut tail = [0_u8; LANES * CHUNK];
     let mut scales = [_mm512_setzero_ps(); LANES];
     let mut zero = [_mm512_setzero_si512(); LANES];
     let mut filled = usize::MAX;
@@ -109,15 +106,19 @@ unsafe fn part_of<const BITS: usize, const GROUPS: usize>(job: &Job<'_>, part: P
     // Activations hold whole chunks for every row.
     unsafe {
         let values = weights.values.as_ptr().add(part.first * row_bytes);
-        let last = weights.values.as_ptr().add(weights.values.len() - 1);
+        let factors = weights.scales.as_ptr().add(part.first * blocks);
         for chunk in 0..shape.chunks {
             let at = chunk * bytes;
+            let next = LANES * (row_bytes + at);
+            fetch(values.wrapping_add(next), LANES * bytes);
+            if chunk.is_multiple_of(shape.groups_of_block) {
+                let next = LANES * (blocks + chunk / shape.groups_of_block * GROUPS);
+                fetch(factors.wrapping_add(next).cast(), LANES * GROUPS * 4);
+            }
             let turned = if at + bytes <= row_bytes {
-                if BITS == 8 || chunk % 2 == 0 {
-                    fetch(values.add(at), at, row_bytes, last);
-                }
                 turn::<BITS>(values.add(at), row_bytes)
             } else {
+                let mut tail = [0_u8; LANES * CHUNK];
                 for (output, tail) in tail.chunks_exact_mut(CHUNK).enumerate() {
                     let rest = values.add(output * row_bytes + at);
                     tail.as_mut_ptr()
@@ -190,23 +191,17 @@ unsafe fn part_of<const BITS: usize, const GROUPS: usize>(job: &Job<'_>, part: P
     }
 }
 
-/// Asks for the weights of sixteen outputs some way ahead: further on in their
-/// rows or, at the end of them, at the start of the next sixteen rows.
+/// Asks for `bytes` of memory for the second-level cache.
+///
+/// A chunk asks for the part of the next outputs that has its place: rows lie
+/// one behind the other, so memory is read in order however many rows are used
+/// at once, and what is asked for arrives before its turn. The address may lie
+/// behind the weights; asking reads nothing.
 #[inline(always)]
-unsafe fn fetch(values: *const u8, at: usize, row_bytes: usize, last: *const u8) {
-    let ahead = if at + AHEAD < row_bytes {
-        AHEAD
-    } else {
-        AHEAD + (LANES - 1) * row_bytes
-    };
-    for output in 0..LANES {
-        // Behind the last weight there is nothing to fetch; an address that is
-        // only asked for may be any.
-        let wanted = values.wrapping_add(output * row_bytes + ahead);
-        if wanted <= last {
-            // SAFETY: a hint reads nothing.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(wanted.cast()) };
-        }
+fn fetch(from: *const u8, bytes: usize) {
+    for line in (0..bytes).step_by(64) {
+        // SAFETY: a hint is never a fault.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(from.wrapping_add(line).cast()) };
     }
 }
 
@@ -220,8 +215,8 @@ unsafe fn turn<const BITS: usize>(from: *const u8, stride: usize) -> [__m512i; 1
     unsafe {
         let mut out = [_mm512_setzero_si512(); 16];
         if BITS == 8 {
-            for piece in 0..4 {
-                let four = turn_piece(from.add(piece * 16), stride);
+            let pieces = turn_lines(from, stride);
+            for (piece, four) in pieces.into_iter().enumerate() {
                 out[piece * 4..piece * 4 + 4].copy_from_slice(&four);
             }
         } else {
@@ -241,8 +236,40 @@ unsafe fn turn<const BITS: usize>(from: *const u8, stride: usize) -> [__m512i; 1
     }
 }
 
-/// Sixteen bytes of sixteen rows as four registers, each with the same four
-/// bytes of all rows.
+/// Sixty-four bytes of sixteen rows as sixteen registers in fours, each with the
+/// same four bytes of all rows.
+#[inline(always)]
+#[allow(
+    clippy::needless_range_loop,
+    reason = "the number means rows and places"
+)]
+unsafe fn turn_lines(from: *const u8, stride: usize) -> [[__m512i; 4]; 4] {
+    // SAFETY: 64 bytes of sixteen rows from here are readable.
+    unsafe {
+        let row = |row: usize| _mm512_loadu_si512(from.add(row * stride).cast());
+        let mut pieces = [[_mm512_setzero_si512(); 4]; 4];
+        // Sixteen bytes of rows k, 4 + k, 8 + k and 12 + k come together.
+        for k in 0..4 {
+            let (a, b, c, d) = (row(k), row(4 + k), row(8 + k), row(12 + k));
+            let low = _mm512_shuffle_i32x4::<0x44>(a, b);
+            let high = _mm512_shuffle_i32x4::<0xee>(a, b);
+            let low_after = _mm512_shuffle_i32x4::<0x44>(c, d);
+            let high_after = _mm512_shuffle_i32x4::<0xee>(c, d);
+            pieces[0][k] = _mm512_shuffle_i32x4::<0x88>(low, low_after);
+            pieces[1][k] = _mm512_shuffle_i32x4::<0xdd>(low, low_after);
+            pieces[2][k] = _mm512_shuffle_i32x4::<0x88>(high, high_after);
+            pieces[3][k] = _mm512_shuffle_i32x4::<0xdd>(high, high_after);
+        }
+        [
+            turn_fours(pieces[0]),
+            turn_fours(pieces[1]),
+            turn_fours(pieces[2]),
+            turn_fours(pieces[3]),
+        ]
+    }
+}
+
+/// Sixteen bytes of sixteen rows as four registers.
 #[inline(always)]
 unsafe fn turn_piece(from: *const u8, stride: usize) -> [__m512i; 4] {
     // SAFETY: sixteen bytes of sixteen rows from here are readable.
@@ -250,12 +277,20 @@ unsafe fn turn_piece(from: *const u8, stride: usize) -> [__m512i; 4] {
         let row = |row: usize| _mm_loadu_si128(from.add(row * stride).cast());
         // Lane group L of register k is row 4 L + k.
         let gather = |k: usize| {
-            let x = _mm512_broadcast_i32x4(row(k));
-            let x = _mm512_mask_broadcast_i32x4(x, 0x00f0, row(4 + k));
-            let x = _mm512_mask_broadcast_i32x4(x, 0x0f00, row(8 + k));
-            _mm512_mask_broadcast_i32x4(x, 0xf000, row(12 + k))
+            let x = _mm512_castsi128_si512(row(k));
+            let x = _mm512_inserti32x4::<1>(x, row(4 + k));
+            let x = _mm512_inserti32x4::<2>(x, row(8 + k));
+            _mm512_inserti32x4::<3>(x, row(12 + k))
         };
-        let (a, b, c, d) = (gather(0), gather(1), gather(2), gather(3));
+        turn_fours([gather(0), gather(1), gather(2), gather(3)])
+    }
+}
+
+/// Turns four by four words in each quarter of four registers.
+#[inline(always)]
+unsafe fn turn_fours([a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {
+    // SAFETY: registers only.
+    unsafe {
         let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
         let (ab_high, cd_high) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
         [
@@ -285,17 +320,16 @@ unsafe fn turn_scales(job: &Job<'_>, first: usize, block: usize, out: &mut [__m5
             }
             (copy.as_ptr(), LANES)
         };
-        for piece in 0..4 {
-            let four = turn_piece(from.add(piece * 4).cast(), stride * size_of::<f32>());
-            for (i, x) in four.into_iter().enumerate() {
-                out[piece * 4 + i] = std::mem::transmute::<__m512i, __m512>(x);
-            }
+        let pieces = turn_lines(from.cast(), stride * size_of::<f32>());
+        for (out, x) in out.iter_mut().zip(pieces.as_flattened()) {
+            *out = _mm512_castsi512_ps(*x);
         }
     }
 }
 
 /// Zero points of sixteen blocks from `block` on, one register a block.
-#[inline(always)]
+#[inline(never)]
+#[target_feature(enable = "avx512f")]
 unsafe fn gather_zeros(job: &Job<'_>, first: usize, block: usize, out: &mut [__m512i; LANES]) {
     let there = LANES.min(job.weights.blocks() - block);
     for (i, out) in out[..there].iter_mut().enumerate() {
