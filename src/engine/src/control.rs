@@ -146,6 +146,8 @@ pub struct Report {
     pub bound: Box<str>,
     /// Memory of this process that no file backs, swapped out or not.
     pub footprint: Bytes,
+    /// Memory that a whole step is thought to take.
+    pub step: Bytes,
     /// Tokens that a step may have, by memory alone.
     pub memory_budget: usize,
     /// Tokens that a step may have, by heat alone.

@@ -280,6 +280,14 @@ fn the_cost_of_a_step_is_a_line_that_is_raised_by_what_is_seen() {
         cost.of(40, 1).0 <= before.0 * 2 + 40,
         "one outlier does not end service"
     );
+    for _ in 0..200 {
+        assert!(!cost.correct(&step(40, 3800)));
+    }
+    assert_eq!(
+        cost.of(40, 1),
+        Bytes(1000 + 2000 + 800),
+        "what was seen once is forgotten"
+    );
     // A peak that does not depend on the size, or falls with it.
     let flat = StepCost::fit(&step(8, 5000), &step(40, 4000), 0);
     assert_eq!(

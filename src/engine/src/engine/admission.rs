@@ -58,30 +58,38 @@ impl Engine {
         let mut state = self.inbox.lock();
         let mut found = None;
         for (turn, waiting) in state.queue.iter() {
-            let (demand, open, epoch) = match &waiting.payload {
-                Job::Fresh(request, _) => {
-                    (Demand::of(&request.work, capabilities), 0, request.epoch)
-                }
-                Job::Paused(served) => (served.demand, served.open(), served.epoch),
+            let epoch = match &waiting.payload {
+                Job::Fresh(request, _) => request.epoch,
+                Job::Paused(served) => served.epoch,
             };
             let service = self.service(&waiting.payload);
             let late = (waiting.deadline).is_some_and(|deadline| now.after(service) > deadline);
-            let end = match () {
+            let mut end = match () {
                 () if late => Some(Error::Deadline),
                 () if epoch < state.good_since => Some(Error::ModelChanged),
-                () if demand.blocks > capabilities.blocks => Some(Error::TooLarge {
+                () => None,
+            };
+            // While memory is short most of the queue may be passed by: that must cost next to nothing.
+            if end.is_none() && waiting.priority < lowest {
+                continue;
+            }
+            let (demand, open) = match &waiting.payload {
+                Job::Fresh(request, _) => (Demand::of(&request.work, capabilities), 0),
+                Job::Paused(served) => (served.demand, served.open()),
+            };
+            if end.is_none() && demand.blocks > capabilities.blocks {
+                end = Some(Error::TooLarge {
                     what: "blocks of the key/value cache",
                     needed: demand.blocks,
                     limit: capabilities.blocks,
-                }),
-                () => None,
-            };
+                });
+            }
             if let Some(error) = end {
                 found = Some((turn, Err(error)));
                 break;
             }
             let least = demand.blocks.saturating_mul(open.max(1));
-            if waiting.priority < lowest || least > pool {
+            if least > pool {
                 continue;
             }
             // A request that needs more sequences than there are may still have them all, alone.

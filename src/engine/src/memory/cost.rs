@@ -10,6 +10,8 @@ use crate::units::Bytes;
 const GUESS: Bytes = Bytes(128 << 10);
 /// Observations up to this many percent of the prediction are no news.
 const TOLERANCE: u64 = 120;
+/// And make the model forget so many percent of what was learned.
+const FORGETTING: u64 = 5;
 /// One observation raises the model at most so many times: it may be somebody else's memory.
 const STEEPEST: u64 = 2;
 
@@ -19,6 +21,8 @@ pub struct StepCost {
     fixed: Bytes,
     token: Bytes,
     row: Bytes,
+    /// What a token took when it was measured.
+    measured: Bytes,
 }
 
 /// A step that was watched.
@@ -38,6 +42,7 @@ impl Default for StepCost {
             fixed: Bytes(0),
             token: GUESS,
             row: Bytes(0),
+            measured: GUESS,
         }
     }
 }
@@ -56,6 +61,7 @@ impl StepCost {
             fixed: low.less(times(token, small.tokens)),
             token,
             row,
+            measured: token,
         }
     }
 
@@ -77,11 +83,19 @@ impl StepCost {
         }
     }
 
-    /// Learns from a step that took more than expected; `true` when it did.
+    /// Learns from a step; `true` when it took more than expected.
+    ///
+    /// What was learned is forgotten again while steps take less, since other memory of the process may have
+    /// been mistaken for theirs; what was measured is not.
     pub fn correct(&mut self, step: &Observed) -> bool {
         let expected = self.of(step.tokens, step.rows).0.max(1);
         let seen = step.peak.0;
-        if step.tokens == 0 || seen / TOLERANCE <= expected / 100 {
+        if step.tokens == 0 {
+            return false;
+        }
+        if seen / TOLERANCE <= expected / 100 {
+            let less = Bytes(self.token.0 / 100 * (100 - FORGETTING));
+            self.token = less.max(self.measured).min(self.token);
             return false;
         }
         let most = expected.saturating_mul(STEEPEST);

@@ -230,9 +230,10 @@ impl Policy {
         let least = self.settings.least_step.0;
         let fits = self.cost.tokens_in(left.margin.bytes(), rows);
         self.budget.limit(now, fits);
-        // Where memory is tight growth waits for use, as in Netflix's concurrency-limits: a budget that
-        // nobody needs proves nothing.
-        let wanted = seen.used_up || load.running == 0 || !tight;
+        // Where a whole step would come near the floor growth waits for use, as in Netflix's
+        // concurrency-limits: a budget that nobody needs proves nothing.
+        let whole = self.cost.of(most, rows).plus(left.floor);
+        let wanted = seen.used_up || load.running == 0 || left.margin >= whole.margin();
         if cause == Cause::None && wanted {
             self.budget.grow(now, fits);
         }
@@ -370,6 +371,7 @@ impl Policy {
         report.footprint = (seen.snapshot.process.as_ref())
             .map(crate::memory::telemetry::Process::footprint)
             .unwrap_or_default();
+        report.step = self.cost.of(self.settings.step_tokens.0, 1);
         report.memory_budget = memory;
         report.cause = match cause {
             Cause::None if level > Level::Green => Cause::Headroom,

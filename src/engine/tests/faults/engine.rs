@@ -126,7 +126,7 @@ fn sample(handle: &EngineHandle, stop: &AtomicBool) {
         let process = machine.snapshot(Detail::Quick).process.unwrap_or_default();
         let report = status.report.clone().unwrap_or_default();
         println!(
-            "sample {} {} {} {} {} {} {} {} {}",
+            "sample {} {} {} {} {} {} {} {} {} {} {}",
             millis(),
             status.step_budget,
             status.level.name(),
@@ -136,6 +136,8 @@ fn sample(handle: &EngineHandle, stop: &AtomicBool) {
             status.counters.preemptions,
             report.cause.name(),
             report.watch,
+            report.headroom,
+            report.step,
         );
         thread::sleep(Duration::from_millis(20));
     }

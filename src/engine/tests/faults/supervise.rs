@@ -364,6 +364,9 @@ fn run(number: usize, model: &str, times: &Times) -> Outcome {
         Bound::Floor(_) => 0,
     };
     let lines = engine.lines.lock().expect("no reader panics").clone();
+    // For whoever wants to look closer.
+    let file = format!("{}/faults-{number}.log", env!("CARGO_TARGET_TMPDIR"));
+    let _ = std::fs::write(file, lines.join("\n"));
     let samples: Vec<Sample> = lines.iter().filter_map(|line| parse(line)).collect();
     let mut outcome = judge(&samples, &squeeze, stopped);
     tally(&lines, &mut outcome);
