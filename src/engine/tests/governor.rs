@@ -32,7 +32,7 @@ use glm_engine::units::{Bytes, Level, Margin, Moment, Priority};
 use glm_engine::{Config, Drain, Engine};
 use proptest::prelude::*;
 
-use support::{Rig, Shared, TestClock, capabilities, context, generate, ids, source};
+use support::{Rig, Shared, TestClock, capabilities, context, generate, ids, info, source};
 
 fn at(seconds: f64) -> Moment {
     Moment(Duration::from_secs_f64(seconds))
@@ -582,7 +582,7 @@ fn steps_are_measured_when_a_model_was_loaded() {
     let mut governor = Governor::new(Settings::default(), Box::new(Peaks(0)), Watch::polling());
     let script = Shared::default();
     let clock = Arc::new(TestClock::default());
-    let mut model = source(capabilities(), Arc::clone(&script), clock)().unwrap();
+    let mut model = source(info(capabilities()), Arc::clone(&script), clock)().unwrap();
     governor.loaded(at(0.0), &mut *model.backend, glm_engine::backend::SeqId(7));
     // The fake's blocks are counted apart: 1 KiB for 8 tokens; the vocabulary has 64 logits.
     let cost = governor.policy().cost();
@@ -699,7 +699,7 @@ mod linux {
         let told = Told::default();
         told.say(Bytes::mib(4000));
         let source_of_models = source(
-            capabilities(),
+            info(capabilities()),
             Shared::default(),
             Arc::new(TestClock::default()),
         );
