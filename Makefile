@@ -26,11 +26,10 @@ lint: check-units ## rustfmt, clippy, the dependency policy and the units
 check-units: ## Let systemd check its units
 	@systemd/check
 
-run: ## Build glmctl and describe the checkpoints of the test suite
-	$(CARGO) build --locked -p glmctl
-	@for d in tests/fixtures/checkpoints/*/; do \
-	  echo "== glmctl inspect $$d"; ./target/debug/glmctl inspect "$$d"; \
-	done
+run: onnxruntime ## Build, start glmd with the bundled model, ask it, and leave it running (RUN_ONCE=1: end then)
+	$(CARGO) build --locked -p glmd -p glmctl
+	@if test -f $(ORT_LIB); then export ORT_DYLIB_PATH=$(ORT_LIB); fi; \
+	exec tests/first_run.sh target/debug models/glm-mini
 
 onnxruntime: ## Fetch libonnxruntime from its wheel into target/
 	@test -f $(ORT_LIB) || { \
@@ -47,9 +46,10 @@ test: onnxruntime ## Every fast test
 	@if test -f $(ORT_LIB); then export ORT_DYLIB_PATH=$(ORT_LIB); fi; \
 	$(CARGO) test --locked --workspace
 
-bench: ## What the scheduler costs, and whether the engine's memory stays flat
+bench: ## What the scheduler and the daemon cost, and whether the engine's memory stays flat
 	$(CARGO) bench --locked -p glm-engine --bench scheduler
 	$(CARGO) bench --locked -p glm-engine --bench soak
+	$(CARGO) bench --locked -p glmd --bench overhead
 
 faults: ## The engine beside a hog under a hard memory limit, ten times
 	$(CARGO) test --locked -p glm-engine --test faults -- --runs $(or $(RUNS),10)

@@ -110,6 +110,8 @@ pub struct Status {
     pub queued_tokens: usize,
     /// Sequences of the last step.
     pub batch: usize,
+    /// Tokens of the last step.
+    pub step_tokens: usize,
     /// Tokens that a step may have now.
     pub step_budget: usize,
     /// Tokens sampled a second, smoothed.

@@ -1,3 +1,32 @@
-//! `glmd`.
+//! `glmd`: see the library of the same name.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser;
+use glmd::cli::Cli;
+
+/// Exit status of a command line that cannot be parsed (`EX_USAGE`).
+const USAGE: u8 = 64;
+
+fn main() -> ExitCode {
+    // A child of this program that only tries out a libonnxruntime.
+    if let Some(verdict) = glm_engine::backend::library::answer_probe() {
+        return verdict;
+    }
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(message) => {
+            let status = if message.use_stderr() { USAGE } else { 0 };
+            // Nothing is left to tell it to when the terminal itself is gone.
+            let _ = message.print();
+            return ExitCode::from(status);
+        }
+    };
+    match cli.run(glmd::Parts::shipped()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("glmd: {error}");
+            ExitCode::from(error.exit_status())
+        }
+    }
+}

@@ -95,4 +95,13 @@ pub struct Verdict {
     pub scores: BTreeMap<String, f64>,
     /// Natural log-probability of each label's words, before they were made to sum to 1.
     pub logprobs: BTreeMap<String, f64>,
+    /// Tokens of the text that were cut off its end to make it fit.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub truncated_tokens: usize,
+}
+
+/// What most verdicts need not say.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+const fn is_zero(count: &usize) -> bool {
+    *count == 0
 }

@@ -1,5 +1,7 @@
 //! Continue a text: `POST /v1/completions`, in OpenAI's shape.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::common::{Timing, Usage, request};
@@ -72,8 +74,8 @@ pub struct TokenLogprobs {
     pub tokens: Vec<String>,
     /// Natural log-probability of each token.
     pub token_logprobs: Vec<Option<f64>>,
-    /// Alternatives of each token, best first.
-    pub top_logprobs: Vec<Vec<(String, f64)>>,
+    /// Alternatives of each token by their text; the first token of a prompt has none.
+    pub top_logprobs: Vec<Option<BTreeMap<String, f64>>>,
     /// Byte offset of each token in the text.
     pub text_offset: Vec<usize>,
 }

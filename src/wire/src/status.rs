@@ -11,6 +11,9 @@ pub struct Status {
     pub version: String,
     /// Seconds since it started.
     pub uptime_s: f64,
+    /// What the engine does with its model: `loading`, `ready`, `unloaded`, `draining` or `stopped`.
+    #[serde(default)]
+    pub phase: String,
     /// The loaded model, if any.
     pub model: Option<ModelStatus>,
     /// Memory level: green, yellow, orange, red or black.

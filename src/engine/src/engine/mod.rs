@@ -342,6 +342,7 @@ impl Engine {
             backend: loaded.map(|l| l.info.capabilities.name),
             running: running.collect(),
             batch: self.batch,
+            step_tokens: self.step_tokens,
             step_budget: self.budget(),
             decode_rate: self.cost.decode_rate().unwrap_or(0.0),
             memory: loaded.map(|l| l.backend.memory()).unwrap_or_default(),

@@ -1,0 +1,29 @@
+//! The daemon: transports and process life around one engine.
+//!
+//! | module | what it is for |
+//! |---|---|
+//! | [`cli`] | the command line |
+//! | [`config`] | what an operator can set, and where it was set |
+//! | [`daemon`] | start, signals, reload, drain |
+//! | [`service`] | operations: bytes of a request to bytes of its answer, whatever the transport |
+//! | [`http`] | HTTP on the Unix socket and on TCP |
+//! | [`metrics`] | figures for Prometheus |
+//! | [`logging`] | where log lines go |
+//! | [`process`] | what the system says about this process |
+//! | [`systemd`] | readiness, watchdog, inherited socket |
+//! | [`error`] | why the daemon does not run |
+
+pub mod cli;
+pub mod config;
+pub mod daemon;
+pub mod error;
+mod events;
+pub mod http;
+pub mod logging;
+pub mod metrics;
+pub mod process;
+pub mod service;
+pub mod systemd;
+
+pub use daemon::{Daemon, Parts, Signal};
+pub use error::Error;

@@ -1,0 +1,10 @@
+//! The daemon from outside: raw bytes, streams, signals, and the program itself.
+//!
+//! One target, so that there is one program to link.
+
+mod http;
+mod life;
+mod program;
+mod served;
+mod streams;
+mod support;
