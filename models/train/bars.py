@@ -38,13 +38,14 @@ class Trigram:
                 self.two[b][c] += 1
                 self.three[a, b][c] += 1
         self.total = sum(self.one.values())
+        self.totals = {id(t): t.total() for tables in (self.two, self.three) for t in tables.values()}
         self.common = [w for w, _ in self.one.most_common(2000)]
 
     def left(self, word, a, b):
         p = self.one[word] / self.total
         for table, weight in ((self.two.get(b), 0.6), (self.three.get((a, b)), 0.7)):
             if table:
-                p = (1 - weight) * p + weight * table[word] / table.total()
+                p = (1 - weight) * p + weight * table[word] / self.totals[id(table)]
         return p
 
     def fill(self, text, count):

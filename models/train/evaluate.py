@@ -1,10 +1,13 @@
-"""Measures a checkpoint on the held-out sets, in PyTorch, beside simple bars.
+"""Measures a checkpoint on the held-out sets, beside simple bars.
 
-    python evaluate.py work/runs/main/checkpoint [--split test] [--limit 200] [--bars] [--json]
+    python evaluate.py work/release [--onnx ../glm-mini] [--split test] [--limit 200] [--bars] [--json]
+
+With `--onnx` the exported model is run by onnxruntime in place of PyTorch.
 """
 
 import argparse
 import json
+import random
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +24,7 @@ from data import EVAL
 def read(name, split, limit):
     items = [json.loads(line) for line in (EVAL / f"{name}.{split}.jsonl").open()]
     if limit and len(items) > limit:
-        items = [items[i * len(items) // limit] for i in range(limit)]
+        items = random.Random(limit).sample(items, limit)
     return items
 
 
@@ -71,11 +74,20 @@ def intents(network, tokenizer, task, items):
             "slot_f1": 2 * hit / max(1, found + wanted), "items": len(items)}, answers
 
 
+def by_words(right, items):
+    """Share of blanks that were filled exactly, for each number of words."""
+    out = {}
+    for n in (1, 2, 3):
+        mine = [r for r, i in zip(right, items) if i["words"] == n]
+        if mine:
+            out[f"exact_{n}"] = float(np.mean(mine))
+    return out | {"items": len(items)}
+
+
 def infilling(network, tokenizer, items):
     answers = infer.fill(network, tokenizer, [i["text"] for i in items], 12)
     right = [a.strip() == i["answer"] for a, i in zip(answers, items)]
-    return {f"exact_{n}": float(np.mean([r for r, i in zip(right, items) if i["words"] == n])) for n in (1, 2, 3)} | {
-        "items": len(items)}, answers
+    return by_words(right, items), answers
 
 
 def bits(network, tokenizer, items):
@@ -110,8 +122,7 @@ def evaluate(network, tokenizer, tasks, split, limit, show=0):
         right += [a.strip() == i["answer"] for a, i in zip(answers, items)]
         for item, answer in list(zip(items, answers))[:show]:
             print(f"  {item['text']}\n    want {item['answer']!r} got {answer!r}")
-    out["infill"] = {f"exact_{n}": float(np.mean([r for r, i in zip(right, together) if i["words"] == n])) for n in (1, 2, 3)}
-    out["infill"]["items"] = len(together)
+    out["infill"] = by_words(right, together)
     out["bits"] = bits(network, tokenizer, read("bits", split, limit))
     return out
 
@@ -119,8 +130,9 @@ def evaluate(network, tokenizer, tasks, split, limit, show=0):
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("checkpoint", type=Path)
+    p.add_argument("--onnx", type=Path, help="a model directory exported from the checkpoint")
     p.add_argument("--split", default="test", choices=["dev", "test"])
-    p.add_argument("--limit", type=int, default=0, help="evenly spaced items of each set")
+    p.add_argument("--limit", type=int, default=0, help="a random choice of each set, always the same")
     p.add_argument("--bars", action="store_true", help="also train and measure the simple bars")
     p.add_argument("--show", type=int, default=0, help="print this many answers of each set")
     p.add_argument("--json", action="store_true")
@@ -128,7 +140,8 @@ def main():
     torch.set_num_threads(1)
     tokenizer = Tokenizer.from_file(str(a.checkpoint / "tokenizer.json"))
     tasks = json.loads((a.checkpoint / "tasks.json").read_text())
-    out = evaluate(infer.Network(glm.load(a.checkpoint)), tokenizer, tasks, a.split, a.limit, a.show)
+    network = infer.OnnxNetwork(a.onnx) if a.onnx else infer.Network(glm.load(a.checkpoint))
+    out = evaluate(network, tokenizer, tasks, a.split, a.limit, a.show)
     if a.bars:
         for name, values in bars.measure(a.split).items():
             out[name].update({f"bar_{k}": v for k, v in values.items()})

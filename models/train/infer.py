@@ -108,3 +108,56 @@ def score_labels(network, tokenizer, pattern, labels, texts, batch=16):
         logits = network.logits([samples[i] for i in group], [(n, samples[i].sep) for n, i in enumerate(group)])
         scores[group] = logits[:, columns]
     return scores
+
+
+class OnnxNetwork:
+    """An exported model directory behind the same two calls, run by onnxruntime."""
+
+    def __init__(self, folder, threads=1):
+        import onnxruntime
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        self.session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options,
+                                                    providers=["CPUExecutionProvider"])
+        past = [i for i in self.session.get_inputs() if i.name.startswith("past_key_values.")]
+        self.layers = len(past) // 2
+        self.heads, self.dim = past[0].shape[1], past[0].shape[3]
+
+    def run(self, ids, pos, seen, cache):
+        """Logits [b, n, vocab] and the longer cache."""
+        feed = {"input_ids": ids.astype(np.int64), "position_ids": pos.astype(np.int64), "attention_mask": seen[:, None]}
+        names = [f"{n}.{part}" for n in range(self.layers) for part in ("key", "value")]
+        for i, name in enumerate(names):
+            feed[f"past_key_values.{name}"] = cache[i] if cache else np.zeros((len(ids), self.heads, 0, self.dim), np.float32)
+        logits, *present = self.session.run(["logits", *(f"present.{n}" for n in names)], feed)
+        return logits, present
+
+    def logits(self, samples, rows):
+        out = [None] * len(rows)
+        for i, s in enumerate(samples):  # one by one: padding would cost more than it saves
+            wanted = [(k, p) for k, (j, p) in enumerate(rows) if j == i]
+            seen = objectives.visible(len(s), s.sep)[None]
+            found, _ = self.run(s.ids[None], np.stack((s.pos0, s.pos1))[None], seen, None)
+            for k, p in wanted:
+                out[k] = found[0, p]
+        return np.stack(out)
+
+    def greedy(self, samples, mask_at, max_tokens):
+        b, n = len(samples), len(samples[0])
+        ids = np.stack([s.ids for s in samples])
+        pos = np.stack([np.stack((s.pos0, s.pos1)) for s in samples])
+        _, cache = self.run(ids, pos, np.ones((b, n, n), dtype=bool), None)
+        last, out, open_ = np.full((b, 1), SOP), [[] for _ in samples], set(range(b))
+        for step in range(max_tokens):
+            pos = np.stack((np.array(mask_at)[:, None], np.full((b, 1), step + 1)), axis=1)
+            logits, cache = self.run(last, pos, np.ones((b, 1, n + step + 1), dtype=bool), cache)
+            last = logits[:, -1].argmax(-1)[:, None]
+            for i in list(open_):
+                token = int(last[i, 0])
+                if token in (EOP, EOS):
+                    open_.discard(i)
+                else:
+                    out[i].append(token)
+            if not open_:
+                break
+        return out

@@ -30,11 +30,17 @@ class Sample:
         return len(self.ids)
 
 
-def layout(parts, pieces, order=None, weights=None):
+# Weight of the extra label at a short blank's own mask token; see `layout`.
+HINT = 0.5
+
+
+def layout(parts, pieces, order=None, weights=None, hint=0.0):
     """A sample from `parts`, a list of token lists and mask ids in text order.
 
     `pieces[i]` fills the i-th mask of `parts`; `order` is the order of the
-    pieces in Part B.
+    pieces in Part B. With `hint`, the mask tokens themselves are asked for the
+    first token of their piece, with that weight: their own states are what a
+    piece's first token has to look at, and are learnt faster for being asked.
     """
     a, masks = [CLS], []
     for part in parts:
@@ -55,6 +61,9 @@ def layout(parts, pieces, order=None, weights=None):
         pos0 += [masks[i]] * (len(piece) + 1)
         pos1 += range(1, len(piece) + 2)
         weight += [1.0 if weights is None else weights[i]] * (len(piece) + 1)
+        if hint:
+            labels[masks[i]] = piece[0] if piece else EOP
+            weight[masks[i]] = hint
     return Sample(np.array(ids), np.array(pos0), np.array(pos1), np.array(labels),
                   np.array(weight, dtype=np.float32), sep)
 
@@ -135,7 +144,7 @@ def infill(ids, words, rng, ratio=0.2):
     if not spans:
         return None
     parts, pieces = cut(ids, spans)
-    return layout(parts, pieces, rng.permutation(len(pieces)))
+    return layout(parts, pieces, rng.permutation(len(pieces)), hint=HINT)
 
 
 def sentences(ids, words, rng, ratio=0.15):
@@ -170,7 +179,7 @@ def cloze(text, before, after, label, words, rng, blanks, weight):
     parts += [before, MASK, after]
     pieces.append([label])
     order = rng.permutation(len(pieces))
-    return layout(parts, pieces, order, [1.0] * len(spans) + [weight])
+    return layout(parts, pieces, order, [1.0] * len(spans) + [weight], HINT)
 
 
 def pair(question, answer, weight=1.0):

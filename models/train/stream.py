@@ -11,27 +11,31 @@ import objectives
 from common import CORPUS, EOS
 from data import GROUPS, LEVELS, TOPICS
 
-# Shares of the processed tokens by group, and the share of a text that becomes
-# short blanks. An entry holds from its step on. `DECAY` takes over for the
-# decay: the tasks that the model is measured on weigh more at the end.
+# From which step on: shares of the processed tokens by group, and the share of
+# a text that becomes short blanks. Towards the end the tasks that the model is
+# measured on weigh more.
 PHASES = [
     (0, {"wiki": .14, "help": .15, "device": .09, "recipes": .04, "wordnet": .05, "zh": .03,
          "topic": .17, "severity": .09, "intent_en": .18, "intent_zh": .06}, (0.05, 0.3)),
     (395, {"wiki": .17, "help": .20, "device": .13, "recipes": .02, "wordnet": .04, "zh": .02,
            "topic": .15, "severity": .07, "intent_en": .15, "intent_zh": .05}, (0.1, 0.35)),
+    (600, {"wiki": .15, "help": .18, "device": .13, "recipes": .01, "wordnet": .03, "zh": .01,
+           "topic": .17, "severity": .09, "intent_en": .17, "intent_zh": .06}, (0.1, 0.3)),
+    (705, {"wiki": .12, "help": .15, "device": .12, "recipes": .01, "wordnet": .03, "zh": .01,
+           "topic": .20, "severity": .10, "intent_en": .20, "intent_zh": .06}, (0.1, 0.3)),
+    (1250, {"wiki": .10, "help": .14, "device": .12, "recipes": .01, "wordnet": .02, "zh": .01,
+            "topic": .21, "severity": .12, "intent_en": .21, "intent_zh": .06}, (0.05, 0.25)),
 ]
-DECAY = ({"wiki": .14, "help": .17, "device": .14, "recipes": .01, "wordnet": .03, "zh": .01,
-          "topic": .17, "severity": .10, "intent_en": .17, "intent_zh": .06}, (0.05, 0.25))
 
 
-def mixture(step, decaying):
+def mixture(step):
     """`(shares, blanks)` of a step."""
-    return DECAY if decaying else next(p[1:] for p in reversed(PHASES) if step >= p[0])
+    return next(p[1:] for p in reversed(PHASES) if step >= p[0])
 
 
 # Mean length of a sample, Part B included; turns shares of tokens into shares of samples.
 LENGTH = {"wiki": 80, "help": 87, "device": 17, "recipes": 83, "wordnet": 28, "zh": 78,
-          "topic": 98, "severity": 24, "intent_en": 25.5, "intent_zh": 21}
+          "topic": 72, "severity": 24, "intent_en": 25.5, "intent_zh": 21}
 # A label is one token among the hundreds of a batch; this is what it counts.
 LABEL_WEIGHT = 4.0
 
@@ -113,9 +117,9 @@ class Stream:
             return o.infill(ids, words, rng)
         if group == "topic":
             ids, record = self.text(group, rng)
-            ids = ids[:int(rng.integers(40, 170))]
+            ids = ids[:int(rng.integers(24, 72) if rng.random() < 0.75 else rng.integers(72, 170))]
             return o.cloze(ids, self.topic, self.stop, self.labels["topic"][record["extra"]],
-                           words, rng, rng.random() < 0.4, LABEL_WEIGHT)
+                           words, rng, rng.random() < 0.2, LABEL_WEIGHT)
         if group == "severity":
             ids, record = self.text(group, rng)
             return o.cloze(ids[:120], self.severity, self.stop, self.labels["severity"][record["extra"]],
@@ -127,9 +131,9 @@ class Stream:
     def colon(self):
         return self.tokenizer.token_to_id(":")
 
-    def batch(self, step, tokens, decaying=False):
+    def batch(self, step, tokens):
         """Samples of one step, `(group, sample)`, at least `tokens` long in all."""
-        shares, blanks = mixture(step, decaying)
+        shares, blanks = mixture(step)
         rng = np.random.default_rng([self.seed, step])
         share = np.array([shares[g] / LENGTH[g] for g in GROUPS])
         share /= share.sum()

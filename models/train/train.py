@@ -116,7 +116,7 @@ def main():
         factor = rate(step, a)
         for group, lr in zip(opt.param_groups, base):
             group["lr"] = lr * factor
-        batch = stream.batch(step, a.tokens, step >= int(a.steps * (1 - a.decay)))
+        batch = stream.batch(step, a.tokens)
         loss, by_group = run_step(net, batch, a.micro, a.device)
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         opt.step()
