@@ -175,3 +175,13 @@ def collate(group):
         labels[row, :m], weights[row, :m] = s.labels, s.weights
         seen[row, :m, :m] = objectives.visible(m, s.sep)
     return ids, pos0, pos1, seen, labels, weights
+
+
+def processed(seed, spans):
+    """Tokens of each group that were processed in `spans`, `(first step, last step, tokens a step)`."""
+    stream, out = Stream(seed), dict.fromkeys(GROUPS, 0)
+    for first, last, tokens in spans:
+        for step in range(first, last):
+            for group, sample in stream.batch(step, tokens):
+                out[group] += len(sample)
+    return out
