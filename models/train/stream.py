@@ -11,34 +11,32 @@ import objectives
 from common import CORPUS, EOS
 from data import GROUPS, LEVELS, TOPICS
 
-# From which step on: shares of the processed tokens by group, and the share of
-# a text that becomes short blanks. Towards the end the tasks that the model is
+# From which step on: shares of the processed tokens by group, the share of a
+# text that becomes short blanks, and what a label counts, which is one token
+# among hundreds. Towards the end the tasks that the model is
 # measured on weigh more.
 PHASES = [
     (0, {"wiki": .14, "help": .15, "device": .09, "recipes": .04, "wordnet": .05, "zh": .03,
-         "topic": .17, "severity": .09, "intent_en": .18, "intent_zh": .06}, (0.05, 0.3)),
+         "topic": .17, "severity": .09, "intent_en": .18, "intent_zh": .06}, (0.05, 0.3), 4.0),
     (395, {"wiki": .17, "help": .20, "device": .13, "recipes": .02, "wordnet": .04, "zh": .02,
-           "topic": .15, "severity": .07, "intent_en": .15, "intent_zh": .05}, (0.1, 0.35)),
+           "topic": .15, "severity": .07, "intent_en": .15, "intent_zh": .05}, (0.1, 0.35), 4.0),
     (600, {"wiki": .15, "help": .18, "device": .13, "recipes": .01, "wordnet": .03, "zh": .01,
-           "topic": .17, "severity": .09, "intent_en": .17, "intent_zh": .06}, (0.1, 0.3)),
+           "topic": .17, "severity": .09, "intent_en": .17, "intent_zh": .06}, (0.1, 0.3), 4.0),
     (705, {"wiki": .12, "help": .15, "device": .12, "recipes": .01, "wordnet": .03, "zh": .01,
-           "topic": .20, "severity": .10, "intent_en": .20, "intent_zh": .06}, (0.1, 0.3)),
-    (1250, {"wiki": .10, "help": .14, "device": .12, "recipes": .01, "wordnet": .02, "zh": .01,
-            "topic": .21, "severity": .12, "intent_en": .21, "intent_zh": .06}, (0.05, 0.25)),
+           "topic": .20, "severity": .10, "intent_en": .20, "intent_zh": .06}, (0.1, 0.3), 4.0),
+    (903, {"wiki": .10, "help": .13, "device": .10, "recipes": .01, "wordnet": .02, "zh": .01,
+           "topic": .23, "severity": .11, "intent_en": .23, "intent_zh": .06}, (0.05, 0.25), 12.0),
 ]
 
 
 def mixture(step):
-    """`(shares, blanks)` of a step."""
+    """`(shares, blanks, label weight)` of a step."""
     return next(p[1:] for p in reversed(PHASES) if step >= p[0])
 
 
 # Mean length of a sample, Part B included; turns shares of tokens into shares of samples.
 LENGTH = {"wiki": 80, "help": 87, "device": 17, "recipes": 83, "wordnet": 28, "zh": 78,
           "topic": 72, "severity": 24, "intent_en": 25.5, "intent_zh": 21}
-# A label is one token among the hundreds of a batch; this is what it counts.
-LABEL_WEIGHT = 4.0
-
 # The label word must be one token, which "debug" is not.
 LEVEL_WORDS = {"error": "error", "warning": "warning", "debug": "info"}
 
@@ -97,7 +95,7 @@ class Stream:
             ids[0] = self.words.unspaced[ids[0]]
         return ids, record
 
-    def sample(self, group, rng, blanks):
+    def sample(self, group, rng, blanks, label_weight):
         o, words = objectives, self.words
         if group in ("wiki", "help", "recipes", "zh"):
             ids, _ = self.text(group, rng, int(rng.integers(24, 160)))
@@ -119,11 +117,11 @@ class Stream:
             ids, record = self.text(group, rng)
             ids = ids[:int(rng.integers(24, 72) if rng.random() < 0.75 else rng.integers(72, 170))]
             return o.cloze(ids, self.topic, self.stop, self.labels["topic"][record["extra"]],
-                           words, rng, rng.random() < 0.2, LABEL_WEIGHT)
+                           words, rng, rng.random() < 0.2, label_weight)
         if group == "severity":
             ids, record = self.text(group, rng)
             return o.cloze(ids[:120], self.severity, self.stop, self.labels["severity"][record["extra"]],
-                           words, rng, rng.random() < 0.25, LABEL_WEIGHT)
+                           words, rng, rng.random() < 0.25, label_weight)
         ids, record = self.text(group, rng)
         return o.pair(ids[:record["extra"]], ids[record["extra"]:])
 
@@ -133,14 +131,14 @@ class Stream:
 
     def batch(self, step, tokens):
         """Samples of one step, `(group, sample)`, at least `tokens` long in all."""
-        shares, blanks = mixture(step)
+        shares, blanks, label_weight = mixture(step)
         rng = np.random.default_rng([self.seed, step])
         share = np.array([shares[g] / LENGTH[g] for g in GROUPS])
         share /= share.sum()
         out, total = [], 0
         while total < tokens:
             group = GROUPS[rng.choice(len(GROUPS), p=share)]
-            sample = self.sample(group, rng, blanks)
+            sample = self.sample(group, rng, blanks, label_weight)
             if sample is not None and len(sample) <= 480:
                 out.append((group, sample))
                 total += len(sample)
