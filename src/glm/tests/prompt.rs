@@ -153,6 +153,58 @@ fn two_blanks_are_read_as_the_reference_read_them() {
 }
 
 #[test]
+fn blanks_are_laid_out_as_in_training() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/blanks.json");
+    let golden: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let layout = glm();
+    let cases = golden["cases"].as_array().unwrap();
+    assert!(cases.len() >= 6);
+    for case in cases {
+        let name = &case["name"];
+        let list = |key: &str| -> Vec<u32> { serde_json::from_value(case[key].clone()).unwrap() };
+        let pieces: Vec<Piece> = (case["part_a"].as_str().unwrap().split(['[', ']']))
+            .filter(|part| !part.trim().is_empty())
+            .map(|part| match MaskKind::of(&format!("[{part}]")) {
+                Some(kind) => mask(kind),
+                None => text(part.split(' ').map(|id| id.parse().unwrap())),
+            })
+            .collect();
+        let answers: Vec<Vec<u32>> = serde_json::from_value(case["pieces"].clone()).unwrap();
+        let prompt = layout.infill(&pieces, ALL).unwrap();
+        assert_eq!(prompt.blanks.len(), answers.len(), "{name}");
+        assert_eq!(case["bidirectional"], prompt.bidirectional, "{name}");
+        let mut ended = Vec::new();
+        for answer in &answers {
+            ended.extend(answer);
+            ended.push(241);
+        }
+        let tokens = read(&layout, &prompt, &ended, &[99]);
+        // Training shuffles the pieces; where a piece sits does not depend on when it is written.
+        let mut written: Vec<&[Placed]> = Vec::new();
+        let mut rest = &tokens[prompt.bidirectional..];
+        for answer in &answers {
+            let (piece, after) = rest.split_at(answer.len() + 1);
+            written.push(piece);
+            rest = after;
+        }
+        let mut shuffled = tokens[..prompt.bidirectional].to_vec();
+        for index in list("order") {
+            shuffled.extend(written[index as usize]);
+        }
+        let (ids, first, second) = rows(&shuffled);
+        assert_eq!(ids, list("ids"), "{name}");
+        assert_eq!(first, list("pos0"), "{name}");
+        assert_eq!(second, list("pos1"), "{name}");
+        for (row, seen) in case["visible"].as_array().unwrap().iter().enumerate() {
+            let seen = seen.as_str().unwrap();
+            let expected =
+                "1".repeat(prompt.visible(row)) + &"0".repeat(ids.len() - prompt.visible(row));
+            assert_eq!(seen, expected, "{name}: row {row}");
+        }
+    }
+}
+
+#[test]
 fn chatglm_reads_its_context_whole() {
     // chatglm.cpp: ids 0 1 2 3 4 with a context of 2, of which the last is the mask.
     let layout = chatglm();

@@ -173,6 +173,33 @@ fn chinese_glm_ids_are_those_of_sentencepiece() {
 }
 
 #[test]
+fn a_bilingual_sample_has_the_ids_of_sentencepiece() {
+    let path = repository().join("tests/fixtures/cog_golden.json");
+    let golden: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let Some(file) = released("cog-pretrain.model") else {
+        return;
+    };
+    let tokenizer = Tokenizer::from_sentencepiece(
+        "cog-pretrain.model",
+        &file,
+        Additions::GlmChinese,
+        TextRules::None,
+    )
+    .unwrap();
+    let cases = golden["cases"].as_array().unwrap();
+    assert!(cases.len() > 40);
+    for case in cases {
+        let expected: Vec<u32> = serde_json::from_value(case[1].clone()).unwrap();
+        assert_eq!(
+            encode(&tokenizer, case[0].as_str().unwrap()),
+            expected,
+            "{}",
+            case[0]
+        );
+    }
+}
+
+#[test]
 fn bert_and_gpt2_specials_follow_the_vocabulary() {
     if let Some(file) = released("bert-large-uncased-vocab.txt") {
         let bert = Tokenizer::from_wordpiece(&file, Additions::GlmBert).unwrap();

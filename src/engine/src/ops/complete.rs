@@ -9,6 +9,7 @@ use glm::tokenizer::Tokenizer;
 
 use crate::answer::{Reason, Timing, Usage};
 use crate::collect::{Choice, Collected};
+use crate::constraint::{Grammar, Lead};
 use crate::error::Result;
 use crate::request::{Generate, Work};
 
@@ -35,6 +36,8 @@ pub struct Complete {
     pub echo: bool,
     /// What happens to a text that is too long: cut away is its beginning.
     pub truncation: Truncation,
+    /// What the answer must look like.
+    pub format: Option<Grammar>,
 }
 
 impl Complete {
@@ -48,6 +51,7 @@ impl Complete {
             sampling: Sampling::default(),
             echo: false,
             truncation: Truncation::default(),
+            format: None,
         }
     }
 }
@@ -107,11 +111,12 @@ impl Operations {
         };
         let work = Generate {
             prompt: context(&prompt),
-            writer: Box::new(Blanks::new(filling, false)),
+            // An answer of a form is that form and nothing before it.
+            writer: Box::new(Blanks::new(filling, ask.format.is_some())),
             sampling: ask.sampling.over(SamplingParams::default()),
             n: ask.n,
             max_tokens: limits.iter().sum(),
-            constraint: None,
+            constraint: self.constraint(ask.format.as_ref(), Lead::Space)?,
             prompt_logprobs,
         };
         Ok(Planned {

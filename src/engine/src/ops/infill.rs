@@ -11,6 +11,7 @@ use glm::tokenizer::{MaskKind, Piece, Tokenizer};
 
 use crate::answer::{Timing, Usage};
 use crate::collect::{Choice, Collected, Filled};
+use crate::constraint::{Grammar, Lead};
 use crate::error::Result;
 use crate::request::{Generate, Work};
 
@@ -45,6 +46,8 @@ pub struct Infill {
     pub order: Order,
     /// What happens to a text that is too long.
     pub truncation: Truncation,
+    /// What each blank must look like; a task's own form when absent.
+    pub format: Option<Grammar>,
 }
 
 impl Infill {
@@ -59,6 +62,7 @@ impl Infill {
             sampling: Sampling::default(),
             order: Order::default(),
             truncation: Truncation::default(),
+            format: None,
         }
     }
 }
@@ -143,12 +147,19 @@ impl Operations {
     pub fn infill(&self, ask: Infill, terms: Terms) -> Result<Planned<InfillReader>> {
         let tokenizer = &self.model.tokenizer;
         let mut asked = ask.max_tokens;
+        let mut format = ask.format;
         let source = match &ask.task {
             None => Source::Text(ask.text),
             Some(name) => {
                 let task = self.task(name)?;
-                if let Task::Infill { max_tokens, .. } = task {
+                if let Task::Infill {
+                    max_tokens,
+                    json_schema,
+                    ..
+                } = task
+                {
                     asked = asked.or(Some(*max_tokens));
+                    format = format.or_else(|| json_schema.clone().map(Grammar::JsonSchema));
                 }
                 Source::Task(Pattern::trusted(task.pattern())?, ask.text)
             }
@@ -178,7 +189,7 @@ impl Operations {
             sampling: ask.sampling.over(default),
             n: ask.n,
             max_tokens: limits.iter().sum(),
-            constraint: None,
+            constraint: self.constraint(format.as_ref(), Lead::Space)?,
             prompt_logprobs: None,
         };
         Ok(Planned {

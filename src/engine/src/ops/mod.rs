@@ -4,7 +4,7 @@
 //! Every transport, the client's evaluation and the tests ask the same way:
 //!
 //! 1. [`Operations::new`] prepares a loaded model, once; [`Prepared`] keeps it while the model stays.
-//! 2. An operation ([`Infill`], [`Classify`], [`Complete`]) is planned: [`Planned::request`] goes to
+//! 2. An operation ([`Infill`], [`Classify`], [`Complete`], [`Converse`]) is planned: [`Planned::request`] goes to
 //!    [`EngineHandle::submit`](crate::EngineHandle::submit).
 //! 3. [`Planned::reader`] makes the typed result of what was [`Collected`](crate::collect::Collected).
 //!
@@ -13,11 +13,13 @@
 //! | [`infill`] | fill the blanks of a text | the text, and each blank |
 //! | [`classify`] | which label's words fit into a blank | label, probabilities |
 //! | [`complete`] | go on from a text | the answers |
+//! | [`chat`] | answer a conversation | the answers, calls of tools |
 //! | [`tokenize`] | nothing: no request | ids, positions, pieces |
 //!
 //! Nothing here waits, reads or writes: these are pure functions of the model's description.
 
 mod budget;
+pub mod chat;
 pub mod classify;
 pub mod complete;
 pub mod infill;
@@ -26,21 +28,24 @@ pub mod tokenize;
 mod tokens;
 mod writer;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use glm::chat::Chat;
 use glm::manifest::Task;
 use glm::prompt::{Layout, Prompt};
 
+pub use chat::{Converse, Conversed};
 pub use classify::{Classified, Classify};
 pub use complete::{Complete, Completed};
 pub use infill::{Infill, Infilled};
 pub use sampling::Sampling;
 pub use tokens::TextToken;
 
-use crate::error::Result;
+use crate::constraint::{Grammar, Lead, Vocabulary};
+use crate::error::{Error, Result};
 use crate::model::ModelInfo;
-use crate::request::{Context, Request, Work};
+use crate::request::{Constraint, Context, Request, Work};
 use crate::units::{Epoch, Priority};
 
 /// A loaded model, ready to be asked.
@@ -48,6 +53,10 @@ use crate::units::{Epoch, Priority};
 pub struct Operations {
     model: Arc<ModelInfo>,
     layout: Layout,
+    /// How it is spoken to, or why it is not.
+    chat: Result<Chat, Error>,
+    /// Its tokens, indexed when the first answer must have a form.
+    vocabulary: OnceLock<Result<Vocabulary, Error>>,
 }
 
 /// When and in which order a request runs, and who asks.
@@ -79,6 +88,8 @@ pub enum Finish {
     Stop,
     /// It reached its most tokens.
     Length,
+    /// The model asks for tools to be called.
+    ToolCalls,
 }
 
 impl Finish {
@@ -88,6 +99,7 @@ impl Finish {
         match self {
             Self::Stop => "stop",
             Self::Length => "length",
+            Self::ToolCalls => "tool_calls",
         }
     }
 }
@@ -99,7 +111,13 @@ impl Operations {
     /// When the model lacks a special token that its family cannot do without.
     pub fn new(model: Arc<ModelInfo>) -> Result<Self> {
         let layout = Layout::new(&model.spec, model.special.clone())?;
-        Ok(Self { model, layout })
+        let chat = Chat::new(&layout, model.chat_template.as_deref());
+        Ok(Self {
+            chat: chat.map_err(Error::from),
+            vocabulary: OnceLock::new(),
+            model,
+            layout,
+        })
     }
 
     /// The model.
@@ -112,6 +130,23 @@ impl Operations {
     #[must_use]
     pub const fn layout(&self) -> &Layout {
         &self.layout
+    }
+
+    /// Compiles what an answer must look like.
+    fn constraint(
+        &self,
+        format: Option<&Grammar>,
+        lead: Lead,
+    ) -> Result<Option<Box<dyn Constraint>>> {
+        let Some(grammar) = format else {
+            return Ok(None);
+        };
+        let vocabulary = self.vocabulary.get_or_init(|| {
+            let family = self.layout.family().name();
+            Vocabulary::new(&self.model.tokenizer, self.layout.special(), family)
+        });
+        let vocabulary = vocabulary.as_ref().map_err(Clone::clone)?;
+        grammar.compile(vocabulary, lead).map(Some)
     }
 
     /// A task of the model by its name.

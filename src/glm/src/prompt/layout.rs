@@ -203,7 +203,11 @@ impl Layout {
             Family::ChatGlm => None,
             _ => Some((
                 self.special.cls.ok_or_else(|| missing("cls_token_id"))?,
-                (self.special.part_a_end).ok_or_else(|| missing("part_a_end_token_id"))?,
+                // In every released model one token ends texts and pads them.
+                (self.special.part_a_end)
+                    .or(self.special.eos.first().copied())
+                    .or(self.special.pad)
+                    .ok_or_else(|| missing("part_a_end_token_id"))?,
             )),
         };
         Ok(PieceIds {

@@ -353,6 +353,22 @@ impl Tokenizer {
         matches!(self.spelling, Spelling::ByteLevel)
     }
 
+    /// Bytes that a token adds inside a text, which may end in the middle of a character; `None` for
+    /// tokens that are not text.
+    #[must_use]
+    pub fn token_bytes(&self, id: TokenId) -> Option<Vec<u8>> {
+        if self.is_special(id) || self.is_unknown(id) {
+            return None;
+        }
+        Some(Detokenizer::bytes(self, id)).filter(|bytes| !bytes.is_empty())
+    }
+
+    /// Whether every text can be written to the letter; WordPiece keeps no spaces.
+    #[must_use]
+    pub const fn keeps_spaces(&self) -> bool {
+        !matches!(self.spelling, Spelling::WordPiece { .. })
+    }
+
     /// Whether this is the token for what the vocabulary cannot express.
     #[must_use]
     pub fn is_unknown(&self, id: TokenId) -> bool {

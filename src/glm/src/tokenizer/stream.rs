@@ -83,11 +83,26 @@ impl Detokenizer {
         if tokenizer.is_special(id) && !tokenizer.is_unknown(id) {
             return String::new();
         }
+        self.add(tokenizer, id);
+        self.complete()
+    }
+
+    /// Bytes of a token inside a text.
+    pub(super) fn bytes(tokenizer: &Tokenizer, id: TokenId) -> Vec<u8> {
+        let mut stream = Self {
+            pending: Vec::new(),
+            started: true,
+        };
+        stream.add(tokenizer, id);
+        stream.pending
+    }
+
+    fn add(&mut self, tokenizer: &Tokenizer, id: TokenId) {
         let added = tokenizer.added_text(id);
         let piece = match (&added, tokenizer.piece(id)) {
             (Some(text), _) => text,
             (None, Some(piece)) => &piece.clone(),
-            (None, None) => return String::new(),
+            (None, None) => return,
         };
         let first = !std::mem::replace(&mut self.started, true);
         if let Some(text) = tokenizer.rules().after(piece) {
@@ -97,7 +112,6 @@ impl Detokenizer {
         } else {
             self.spell(tokenizer, id, piece, first);
         }
-        self.complete()
     }
 
     /// Ends the text: what is left of an unfinished character becomes U+FFFD.
