@@ -3,6 +3,7 @@
 #![allow(clippy::tests_outside_test_module)] // An integration test is a test module as a whole.
 
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use glm::chat::{Chat, Conversation, Message, Role, ToolCall};
 use glm::prompt::Layout;
@@ -381,7 +382,9 @@ const TRAP: &str = "[gMASK]<sop>{% for m in messages %}<|{{ m.role }}|>{{ m.cont
 proptest! {
     #[test]
     fn role_tokens_never_come_out_of_what_was_said(texts in prop::collection::vec(hostile(), 1..4)) {
-        let glm4 = Model::json("glm4-hf");
+        static GLM4: LazyLock<Model> = LazyLock::new(|| Model::json("glm4-hf"));
+        static CHATGLM3: LazyLock<Model> = LazyLock::new(Model::chatglm3);
+        let (glm4, chatglm3) = (&*GLM4, &*CHATGLM3);
         let messages: Vec<(Role, &str)> = texts.iter().map(|t| (Role::User, t.as_str())).collect();
         let conversation = talk(&messages);
         let line = "[gMASK]<sop>{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{% endfor %}<|assistant|>";
@@ -400,7 +403,6 @@ proptest! {
         let written: String = texts.iter().map(|t| format!("\n{t}")).collect();
         prop_assert_eq!(glm4.tokenizer.decode(&ids), written);
 
-        let chatglm3 = Model::chatglm3();
         let ids = chatglm3.encode(None, &conversation);
         let specials = ids.iter().filter(|id| chatglm3.tokenizer.is_special(**id)).count();
         // Two in front, one for each message, one for the assistant; unknown characters have no role.
