@@ -11,7 +11,9 @@ use crate::commands::classify::Classify;
 use crate::commands::generate::Generate;
 use crate::commands::infill::Infill;
 use crate::commands::tokenize::Tokenize;
+use crate::export::Export;
 use crate::failure::{Failure, Result};
+use crate::model::Model;
 use crate::options::Output;
 use crate::top::Top;
 
@@ -39,6 +41,10 @@ pub struct Cli {
 pub enum Command {
     #[command(flatten)]
     Ask(Box<Ask>),
+    Export(Box<Export>),
+    /// Look after model directories
+    #[command(subcommand)]
+    Model(Model),
     /// Tell which GLM a checkpoint folder holds, from its config.json
     Inspect {
         /// Folder with config.json, as downloaded

@@ -5,7 +5,8 @@
 //! | `cli` | what can be typed |
 //! | `commands` | commands that ask the daemon |
 //! | `top` | the daemon on a full screen |
-//! | `inspect` | commands that work on files, without a daemon |
+//! | `export`, `model`, `inspect` | commands that work on files, without a daemon |
+//! | `progress` | a bar for long ones of these |
 //! | `client` | HTTP and server-sent events over the Unix socket |
 //! | `lines`, `print`, `options`, `interrupt` | input, output, shared options, Ctrl-C |
 //! | `failure` | why a command failed, and its exit status |
@@ -16,12 +17,15 @@
 mod cli;
 mod client;
 mod commands;
+mod export;
 mod failure;
 mod inspect;
 mod interrupt;
 mod lines;
+mod model;
 mod options;
 mod print;
+mod progress;
 mod top;
 
 use std::io::ErrorKind;
@@ -67,6 +71,8 @@ fn report(failure: &Failure, output: Output) {
 
 fn run(cli: Cli) -> Result<()> {
     match cli.command {
+        Command::Export(export) => export.run(cli.output),
+        Command::Model(model) => model.run(cli.output),
         Command::Inspect { checkpoint } => inspect::run(&checkpoint, cli.output),
         Command::Completions { shell } => cli::completions(shell),
         Command::Man { out } => cli::man_pages(&out),

@@ -23,7 +23,7 @@ mod tests {
     use prost::Message as _;
     use serde_json::Value;
 
-    use crate::golden::{FIXTURES, cases, folder, worst};
+    use crate::golden::{FIXTURES, cases, folder, scratch, worst};
 
     /// Makes a checkpoint bad.
     type Spoil = fn(&Path);
@@ -59,9 +59,7 @@ mod tests {
                 embedding: Table::Half,
                 ..layers(int8)
             },
-            small(int8),
             small(how(Scheme::Int8, Block::Row)),
-            layers(how(Scheme::Int4, Block::Of(32))),
             small(how(Scheme::Int4ZeroPoint, Block::Of(32))),
         ]
     }
@@ -73,7 +71,7 @@ mod tests {
 
     #[test]
     fn every_family_becomes_a_directory_that_verifies() {
-        let folders = tempfile::tempdir().unwrap();
+        let folders = scratch();
         for fixture in FIXTURES {
             for (n, options) in all_options().into_iter().enumerate() {
                 let out = folders.path().join(format!("{fixture}-{n}"));
@@ -127,7 +125,7 @@ mod tests {
 
     #[test]
     fn special_tokens_of_the_checkpoint_reach_the_manifest() {
-        let folders = tempfile::tempdir().unwrap();
+        let folders = scratch();
         let out = folders.path().join("out");
         let report = export(&folder("glm-post"), &out, &Options::default(), &QUIET).unwrap();
         let special = report.manifest.spec.special;
@@ -140,7 +138,7 @@ mod tests {
 
     #[test]
     fn golden_logits_of_unquantised_weights_are_those_of_others() {
-        let folders = tempfile::tempdir().unwrap();
+        let folders = scratch();
         for fixture in ["glm-post", "chatglm2", "glm-edge-untied"] {
             let out = folders.path().join(fixture);
             let report = export(&folder(fixture), &out, &Options::default(), &QUIET).unwrap();
@@ -161,7 +159,7 @@ mod tests {
 
     #[test]
     fn a_tied_table_is_stored_once_and_quantised_when_asked() {
-        let folders = tempfile::tempdir().unwrap();
+        let folders = scratch();
         let sizes = [Options::default(), small(how(Scheme::Int8, Block::Row))].map(|options| {
             let out = folders
                 .path()
@@ -184,7 +182,7 @@ mod tests {
 
     #[test]
     fn what_was_asked_is_recorded() {
-        let folders = tempfile::tempdir().unwrap();
+        let folders = scratch();
         let out = folders.path().join("out");
         let options = Options {
             name: Some("mini".into()),
@@ -212,7 +210,7 @@ mod tests {
 
     #[test]
     fn chat_templates_go_along() {
-        let folders = tempfile::tempdir().unwrap();
+        let folders = scratch();
         let checkpoint = folders.path().join("checkpoint");
         copy(&folder("glm-edge"), &checkpoint);
         let template = fs::read(checkpoint.join("chat_template.jinja")).unwrap();
@@ -242,7 +240,7 @@ mod tests {
 
     #[test]
     fn tasks_are_checked_and_carried() {
-        let folders = tempfile::tempdir().unwrap();
+        let folders = scratch();
         let checkpoint = folders.path().join("checkpoint");
         copy(&folder("glm-post"), &checkpoint);
         let out = folders.path().join("out");
@@ -264,7 +262,7 @@ mod tests {
     #[test]
     fn an_end_in_any_stage_leaves_nothing() {
         for stage in [Stage::Weights, Stage::Golden, Stage::Hashes] {
-            let folders = tempfile::tempdir().unwrap();
+            let folders = scratch();
             let out = folders.path().join("out");
             let stop = |progress: Progress| match progress.stage == stage {
                 true => ControlFlow::Break(()),
@@ -278,7 +276,7 @@ mod tests {
 
     #[test]
     fn progress_reaches_the_end_of_every_stage() {
-        let folders = tempfile::tempdir().unwrap();
+        let folders = scratch();
         let seen = Mutex::new(Vec::new());
         let watch = |progress: Progress| {
             seen.lock().unwrap().push(progress);
@@ -302,7 +300,7 @@ mod tests {
 
     #[test]
     fn a_directory_that_is_there_is_replaced_only_when_asked() {
-        let folders = tempfile::tempdir().unwrap();
+        let folders = scratch();
         let out = folders.path().join("out");
         let run = |fixture: &str, force| {
             let options = Options {
@@ -330,7 +328,7 @@ mod tests {
 
     #[test]
     fn options_that_do_not_fit_name_themselves() {
-        let folders = tempfile::tempdir().unwrap();
+        let folders = scratch();
         let out = folders.path().join("out");
         let odd = Options {
             embedding: Table::Quantised(how(Scheme::Int8, Block::Of(128))),
@@ -385,7 +383,7 @@ mod tests {
             }),
         ];
         for (named, spoil) in spoil {
-            let folders = tempfile::tempdir().unwrap();
+            let folders = scratch();
             let checkpoint = folders.path().join("checkpoint");
             copy(&folder("glm-post"), &checkpoint);
             spoil(&checkpoint);
@@ -399,7 +397,7 @@ mod tests {
 
     #[test]
     fn a_changed_file_does_not_verify() {
-        let folders = tempfile::tempdir().unwrap();
+        let folders = scratch();
         let out = folders.path().join("out");
         let report = export(&folder("glm-post"), &out, &Options::default(), &QUIET).unwrap();
         let path = out.join("model.onnx.data");
@@ -419,7 +417,7 @@ mod tests {
 
     #[test]
     fn two_exports_of_one_checkpoint_are_equal() {
-        let folders = tempfile::tempdir().unwrap();
+        let folders = scratch();
         let files = [1, 5].map(|threads| {
             let out = folders.path().join(threads.to_string());
             let options = Options {

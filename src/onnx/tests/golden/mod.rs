@@ -113,3 +113,38 @@ pub fn worst(a: &[f32], b: &[f32]) -> f32 {
         .map(|(a, b)| (a - b).abs())
         .fold(0.0, f32::max)
 }
+
+/// A folder for what a test writes; in memory where the system has such a
+/// place, since every export waits for the disk several times.
+pub fn scratch() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").unwrap_or_else(|_| tempfile::tempdir().unwrap())
+}
+
+/// Refuses logits whose rows point elsewhere than those of others.
+///
+/// These models are random and narrow and attend sharply: where two keys score
+/// almost the same, rounding moves a row from one to the other. A few rows may
+/// therefore fall to 0.99, and the mean may not.
+pub fn assert_direction(case: &Case, logits: &[f32]) {
+    let width = case.spec.vocab_rows;
+    let rows = logits.chunks(width).zip(case.logits.chunks(width));
+    let cosines: Vec<f64> = rows.map(|(a, b)| cosine(a, b)).collect();
+    let count = f64::from(u32::try_from(cosines.len()).unwrap());
+    let mean = cosines.iter().sum::<f64>() / count;
+    let lowest = cosines.iter().copied().fold(1.0, f64::min);
+    println!("{:<34}mean {mean:.6} lowest {lowest:.6}", case.name);
+    assert!(
+        mean >= 0.998 && lowest >= 0.99,
+        "{}: {mean} {lowest}",
+        case.name
+    );
+}
+
+/// Cosine of the angle between two rows.
+fn cosine(a: &[f32], b: &[f32]) -> f64 {
+    let dot = |a: &[f32], b: &[f32]| -> f64 {
+        let products = a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b));
+        products.sum()
+    };
+    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+}

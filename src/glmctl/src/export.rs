@@ -1,0 +1,174 @@
+//! `glmctl export`: a checkpoint folder becomes a model directory.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use glm::Family;
+use glm_onnx::export::{self, Options, Report, Stage};
+use glm_onnx::graph::{Block, Precision, Quantisation, Scheme, Table};
+
+use crate::failure::Result;
+use crate::options::Output;
+use crate::print;
+use crate::progress::{Bar, watched};
+
+/// Turn a downloaded checkpoint into a model directory that glmd serves
+///
+/// Norms, biases and position tables stay in f32. The head and the embedding
+/// table do too unless asked otherwise: they are small beside the layers of
+/// large models, and the larger part of small ones.
+#[derive(Clone, Debug, Args)]
+pub struct Export {
+    /// Folder with config.json, weights and tokenizer, as downloaded
+    checkpoint: PathBuf,
+    /// New folder for the model
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Numbers of the linear layers
+    #[arg(long, value_enum, default_value_t = Number::Int8, value_name = "KIND")]
+    quant: Number,
+    /// Weights of a row that share a scale: 16, 32, 64, 128 ... or row
+    #[arg(long, default_value = "32", value_name = "LENGTH", value_parser = block)]
+    block: Block,
+    /// Numbers of the output head
+    #[arg(long, value_enum, default_value_t = Number::None, value_name = "KIND")]
+    head: Number,
+    /// Numbers of the embedding table; one that a full head shares stays full
+    #[arg(long, value_enum, default_value_t = TableNumber::None, value_name = "KIND")]
+    embedding: TableNumber,
+    /// Name of the model [default: the name of the new folder]
+    #[arg(long)]
+    name: Option<String>,
+    /// SPDX expression of the licence of the weights, such as Apache-2.0
+    #[arg(long, value_name = "ID")]
+    license: Option<String>,
+    /// Family of a checkpoint whose files do not tell it: chatglm2 or chatglm3
+    #[arg(long, value_parser = family)]
+    family: Option<Family>,
+    /// Replace a model directory that is there
+    #[arg(long)]
+    force: bool,
+    /// Threads [default: one for each processor]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    threads: Option<u16>,
+}
+
+/// Kinds of numbers of a linear layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Number {
+    /// 8-bit integers, symmetric
+    Int8,
+    /// 4-bit integers, symmetric
+    Int4,
+    /// 4-bit integers with zero points
+    Int4Zp,
+    /// 32-bit floats
+    None,
+}
+
+/// Kinds of numbers of a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum TableNumber {
+    /// 8-bit integers, symmetric; a tied head of the same kind shares them
+    Int8,
+    /// 4-bit integers, symmetric
+    Int4,
+    /// 4-bit integers with zero points
+    Int4Zp,
+    /// 16-bit floats
+    Half,
+    /// 32-bit floats
+    None,
+}
+
+impl Number {
+    fn precision(self, block: Block) -> Precision {
+        let scheme = match self {
+            Self::Int8 => Scheme::Int8,
+            Self::Int4 => Scheme::Int4,
+            Self::Int4Zp => Scheme::Int4ZeroPoint,
+            Self::None => return Precision::Full,
+        };
+        Precision::Quantised(Quantisation { scheme, block })
+    }
+}
+
+impl TableNumber {
+    fn table(self, block: Block) -> Table {
+        let number = match self {
+            Self::Int8 => Number::Int8,
+            Self::Int4 => Number::Int4,
+            Self::Int4Zp => Number::Int4Zp,
+            Self::Half => return Table::Half,
+            Self::None => return Table::Full,
+        };
+        match number.precision(block) {
+            Precision::Quantised(how) => Table::Quantised(how),
+            Precision::Full => Table::Full,
+        }
+    }
+}
+
+fn block(text: &str) -> Result<Block, String> {
+    let expected = "expected row, or a power of two of at least 16";
+    match text.parse::<usize>() {
+        Ok(length) if length >= 16 && length.is_power_of_two() => Ok(Block::Of(length)),
+        Err(_) if text == "row" => Ok(Block::Row),
+        _ => Err(expected.to_owned()),
+    }
+}
+
+fn family(text: &str) -> Result<Family, String> {
+    serde_json::from_value(serde_json::json!(text)).map_err(|error| error.to_string())
+}
+
+impl Export {
+    /// Runs the command.
+    pub fn run(self, output: Output) -> Result<()> {
+        let out = self.out.clone();
+        let report = watched(move |bar| self.export(bar))?;
+        for warning in &report.warnings {
+            eprintln!("glmctl: note: {warning}");
+        }
+        match output {
+            Output::Json => print::json(&report.manifest),
+            Output::Text => print::line(&summary(&report, &out.display().to_string())),
+        }
+    }
+
+    fn export(self, bar: &Bar) -> glm_onnx::Result<Report> {
+        let mut options = Options {
+            layers: self.quant.precision(self.block),
+            head: self.head.precision(self.block),
+            embedding: self.embedding.table(self.block),
+            name: self.name,
+            license: self.license,
+            family: self.family,
+            force: self.force,
+            ..Options::default()
+        };
+        if let Some(threads) = self.threads {
+            options.threads = usize::from(threads);
+        }
+        export::export(&self.checkpoint, &self.out, &options, &|progress| {
+            let what = match progress.stage {
+                Stage::Weights => "weights",
+                Stage::Golden => "self-test",
+                Stage::Hashes => "hashes",
+            };
+            bar.at(what, progress.done, progress.total)
+        })
+    }
+}
+
+fn summary(report: &Report, out: &str) -> String {
+    let manifest = &report.manifest;
+    let bytes: u64 = manifest.files.values().map(|record| record.size).sum();
+    format!(
+        "{out}: {} ({}), {} files, {} MiB",
+        manifest.name,
+        manifest.spec.family.name(),
+        manifest.files.len() + 1,
+        bytes.div_ceil(1 << 20)
+    )
+}
