@@ -61,7 +61,8 @@ test: onnxruntime tokenizers ## Every fast test
 	@if test -f $(ORT_LIB); then export ORT_DYLIB_PATH=$(ORT_LIB); fi; \
 	$(CARGO) test --locked --workspace
 
-bench: ## What the scheduler and the daemon cost, and whether the engine's memory stays flat
+bench: ## What kernels, scheduler and daemon cost, and whether the engine's memory stays flat
+	$(CARGO) bench --locked -p glm-kernels --bench kernels
 	$(CARGO) bench --locked -p glm-engine --bench scheduler
 	$(CARGO) bench --locked -p glm-engine --bench soak
 	$(CARGO) bench --locked -p glmd --bench overhead

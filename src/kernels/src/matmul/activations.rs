@@ -41,8 +41,8 @@ pub(super) struct Shape {
     pub(super) groups: usize,
     /// Chunks of a row, the last perhaps partly filled.
     pub(super) chunks: usize,
-    /// Groups that share a scale.
-    pub(super) groups_of_block: usize,
+    /// Binary logarithm of the groups that share a scale.
+    pub(super) block_shift: u32,
 }
 
 impl Shape {
@@ -52,7 +52,7 @@ impl Shape {
             group,
             groups: CHUNK / group,
             chunks: (weights.blocks() * weights.block).div_ceil(CHUNK),
-            groups_of_block: weights.block / group,
+            block_shift: (weights.block / group).ilog2(),
         }
     }
 }

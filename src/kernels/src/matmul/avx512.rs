@@ -111,10 +111,8 @@ unsafe fn part_of<const BITS: usize, const GROUPS: usize>(job: &Job<'_>, part: P
             let at = chunk * bytes;
             let next = LANES * (row_bytes + at);
             fetch(values.wrapping_add(next), LANES * bytes);
-            if chunk.is_multiple_of(shape.groups_of_block) {
-                let next = LANES * (blocks + chunk / shape.groups_of_block * GROUPS);
-                fetch(factors.wrapping_add(next).cast(), LANES * GROUPS * 4);
-            }
+            let next = LANES * (blocks + ((chunk * GROUPS) >> shape.block_shift));
+            fetch(factors.wrapping_add(next).cast(), LANES * GROUPS * 4);
             let turned = if at + bytes <= row_bytes {
                 turn::<BITS>(values.add(at), row_bytes)
             } else {
@@ -128,7 +126,7 @@ unsafe fn part_of<const BITS: usize, const GROUPS: usize>(job: &Job<'_>, part: P
             };
             // The block of the first group; its scale and those of the groups
             // after it are in the same sixteen.
-            let block = chunk * GROUPS / shape.groups_of_block;
+            let block = (chunk * GROUPS) >> shape.block_shift;
             if filled != block / LANES {
                 filled = block / LANES;
                 turn_scales(job, part.first, filled * LANES, &mut scales);

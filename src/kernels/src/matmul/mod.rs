@@ -18,6 +18,8 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod dense;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod quantised;
 mod scalar;
 mod weights;

@@ -1,6 +1,8 @@
 //! Products of quantised weights: quantise the rows, then part the outputs.
 
 use super::activations::{Activations, quantise};
+#[cfg(target_arch = "aarch64")]
+use super::neon;
 use super::weights::Quantised;
 use super::{Scratch, outputs_of_a_task, scalar};
 #[cfg(target_arch = "x86_64")]
@@ -78,6 +80,15 @@ pub(super) fn run(
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             Isa::Avx2 => unsafe { avx2::outputs(&job, from, to) },
+            #[cfg(target_arch = "aarch64")]
+            // SAFETY: as above.
+            Isa::Neon => unsafe { neon::outputs(&job, from, to) },
+            #[cfg(target_arch = "aarch64")]
+            // SAFETY: as above.
+            Isa::NeonDotprod => unsafe { neon::outputs_dotprod(&job, from, to) },
+            #[cfg(target_arch = "aarch64")]
+            // SAFETY: as above.
+            Isa::NeonI8mm => unsafe { neon::outputs_i8mm(&job, from, to) },
             _ => scalar::outputs(&job, from, to),
         }
     });

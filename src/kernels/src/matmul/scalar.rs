@@ -18,7 +18,7 @@ pub(super) fn outputs(job: &Job<'_>, from: usize, to: usize) {
                 let (chunk, place) = (group / shape.groups, group % shape.groups);
                 let at = (chunk * acts.rows + row) * shape.groups + place;
                 let values = &acts.values[at * shape.group..][..shape.group];
-                let block = group / shape.groups_of_block;
+                let block = group >> shape.block_shift;
                 let start = match weights.zero_points {
                     Some(_) => acts.starts[at] * i32::from(weights.zero(output, block)),
                     None => acts.starts[at],
