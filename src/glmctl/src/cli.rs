@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
+use crate::bench::Bench;
 use crate::commands::chat::Chat;
 use crate::commands::classify::Classify;
 use crate::commands::generate::Generate;
@@ -39,6 +40,7 @@ pub struct Cli {
 pub enum Command {
     #[command(flatten)]
     Ask(Box<Ask>),
+    Bench(Box<Bench>),
     /// Tell which GLM a checkpoint folder holds, from its config.json
     Inspect {
         /// Folder with config.json, as downloaded

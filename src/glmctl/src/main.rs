@@ -6,6 +6,7 @@
 //! | `commands` | commands that ask the daemon |
 //! | `top` | the daemon on a full screen |
 //! | `inspect` | commands that work on files, without a daemon |
+//! | `bench` | how fast this machine runs a model of a given shape |
 //! | `client` | HTTP and server-sent events over the Unix socket |
 //! | `lines`, `print`, `options`, `interrupt` | input, output, shared options, Ctrl-C |
 //! | `failure` | why a command failed, and its exit status |
@@ -13,6 +14,7 @@
 //! Commands return a [`Failure`]; `main` alone turns it into a message and an
 //! exit status after `sysexits.h`.
 
+mod bench;
 mod cli;
 mod client;
 mod commands;
@@ -28,6 +30,7 @@ use std::io::ErrorKind;
 use std::process::ExitCode;
 
 use clap::Parser;
+use glm_engine::backend::library::answer_probe;
 
 use cli::{Ask, Cli, Command};
 use client::Client;
@@ -35,6 +38,10 @@ use failure::{Failure, Result, USAGE};
 use options::Output;
 
 fn main() -> ExitCode {
+    // `bench` tries out libonnxruntime in a child of its own.
+    if let Some(code) = answer_probe() {
+        return code;
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(message) => {
@@ -67,6 +74,7 @@ fn report(failure: &Failure, output: Output) {
 
 fn run(cli: Cli) -> Result<()> {
     match cli.command {
+        Command::Bench(bench) => bench.run(cli.output),
         Command::Inspect { checkpoint } => inspect::run(&checkpoint, cli.output),
         Command::Completions { shell } => cli::completions(shell),
         Command::Man { out } => cli::man_pages(&out),
