@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
+use crate::bench::Bench;
 use crate::commands::chat::Chat;
 use crate::commands::classify::Classify;
 use crate::commands::generate::Generate;
@@ -45,6 +46,7 @@ pub enum Command {
     /// Look after model directories
     #[command(subcommand)]
     Model(Model),
+    Bench(Box<Bench>),
     /// Tell which GLM a checkpoint folder holds, from its config.json
     Inspect {
         /// Folder with config.json, as downloaded

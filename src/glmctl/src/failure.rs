@@ -56,6 +56,12 @@ pub enum Failure {
     /// A part of the project that works on files refused them.
     #[error(transparent)]
     Model(#[from] glm_onnx::Error),
+    /// The engine could not load or run a model: 65, for the model or the options are at fault.
+    #[error(transparent)]
+    Engine(#[from] glm_engine::Error),
+    /// A step of a measurement failed: 70.
+    #[error("{0}")]
+    Measurement(String),
     /// Ctrl-C: 130.
     #[error("interrupted")]
     Interrupted,
@@ -87,6 +93,8 @@ impl Failure {
             Self::BadInput(_) => 65,
             Self::Unreachable { .. } => 69,
             Self::Refused(detail) => detail.kind.exit_status(),
+            Self::Engine(_) => 65,
+            Self::Measurement(_) => 70,
             Self::Io { .. } => 74,
             Self::Protocol { .. } => 76,
             Self::Model(error) => error.exit_status(),
@@ -116,6 +124,8 @@ impl Failure {
                     Self::Unreachable { .. } => (ErrorKind::Unavailable, "unreachable"),
                     Self::Interrupted => (ErrorKind::Cancelled, "interrupted"),
                     Self::Protocol { .. } => (ErrorKind::ServerError, "protocol"),
+                    Self::Engine(error) => (ErrorKind::InvalidRequestError, error.code()),
+                    Self::Measurement(_) => (ErrorKind::ServerError, "measurement_failed"),
                     Self::Model(error) => (ErrorKind::InvalidRequestError, error.code()),
                     _ => (ErrorKind::ServerError, "io"),
                 };

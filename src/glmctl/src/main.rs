@@ -7,6 +7,7 @@
 //! | `top` | the daemon on a full screen |
 //! | `export`, `model`, `inspect` | commands that work on files, without a daemon |
 //! | `progress` | a bar for long ones of these |
+//! | `bench` | how fast this machine runs a model of a given shape |
 //! | `client` | HTTP and server-sent events over the Unix socket |
 //! | `lines`, `print`, `options`, `interrupt` | input, output, shared options, Ctrl-C |
 //! | `failure` | why a command failed, and its exit status |
@@ -14,6 +15,7 @@
 //! Commands return a [`Failure`]; `main` alone turns it into a message and an
 //! exit status after `sysexits.h`.
 
+mod bench;
 mod cli;
 mod client;
 mod commands;
@@ -32,6 +34,7 @@ use std::io::ErrorKind;
 use std::process::ExitCode;
 
 use clap::Parser;
+use glm_engine::backend::library::answer_probe;
 
 use cli::{Ask, Cli, Command};
 use client::Client;
@@ -39,6 +42,10 @@ use failure::{Failure, Result, USAGE};
 use options::Output;
 
 fn main() -> ExitCode {
+    // `bench` tries out libonnxruntime in a child of its own.
+    if let Some(code) = answer_probe() {
+        return code;
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(message) => {
@@ -73,6 +80,7 @@ fn run(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Export(export) => export.run(cli.output),
         Command::Model(model) => model.run(cli.output),
+        Command::Bench(bench) => bench.run(cli.output),
         Command::Inspect { checkpoint } => inspect::run(&checkpoint, cli.output),
         Command::Completions { shell } => cli::completions(shell),
         Command::Man { out } => cli::man_pages(&out),

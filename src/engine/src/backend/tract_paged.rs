@@ -104,8 +104,8 @@ fn plan(
     operators: &Arc<Operators>,
 ) -> TractResult<(Arc<TypedRunnableModel>, Vec<Input>)> {
     let folder = folder.to_str().context("the folder is no UTF-8")?;
-    let proto = <pb::ModelProto as Message>::decode(model.encode_to_vec().as_slice())?;
     let mut onnx = tract_onnx::onnx();
+    let proto = onnx.proto_model_for_read(&mut model.encode_to_vec().as_slice())?;
     for operation in Operation::ALL {
         let builder: Builder = match operation {
             Operation::Attention => attention,

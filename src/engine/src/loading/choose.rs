@@ -107,6 +107,20 @@ pub(super) fn only(
         .map_err(|reason| failed(graph, format!("{kind}: {reason}")))
 }
 
+/// The library that the probe found.
+pub(super) fn library_of(search: &Search) -> Result<&Path, String> {
+    match (&search.library, search.tried.as_slice()) {
+        (Some(found), _) => Ok(&found.candidate.path),
+        (None, []) => Err("no libonnxruntime was found".to_owned()),
+        (None, tried) => {
+            let reasons = tried
+                .iter()
+                .map(|(candidate, reason)| format!("{}: {reason}", candidate.path.display()));
+            Err(reasons.collect::<Vec<_>>().join(", "))
+        }
+    }
+}
+
 /// The golden logits of the model, or for models without, that there are logits; returns how far they are off.
 fn test(directory: &Directory, backend: &mut dyn Backend) -> Result<Option<(f32, f32)>, String> {
     match &directory.manifest {
@@ -142,20 +156,6 @@ impl<'a> Chooser<'a> {
             BackendKind::OrtPaged => self.ort_paged(),
             BackendKind::TractPaged => self.tract_paged(),
             BackendKind::OrtPortable => self.ort_portable(),
-        }
-    }
-
-    /// The library that the probe found.
-    fn library(&self) -> Result<&Path, String> {
-        match (&self.search.library, self.search.tried.as_slice()) {
-            (Some(found), _) => Ok(&found.candidate.path),
-            (None, []) => Err("no libonnxruntime was found".to_owned()),
-            (None, tried) => {
-                let reasons = tried
-                    .iter()
-                    .map(|(candidate, reason)| format!("{}: {reason}", candidate.path.display()));
-                Err(reasons.collect::<Vec<_>>().join(", "))
-            }
         }
     }
 
@@ -196,7 +196,7 @@ impl<'a> Chooser<'a> {
     }
 
     fn ort_paged(&mut self) -> Result<Box<dyn Backend>, String> {
-        let environment = onnxruntime::environment(self.library()?)?;
+        let environment = onnxruntime::environment(library_of(self.search)?)?;
         let operators = self.operators()?;
         let (folder, threads) = (self.folder(), self.threads.count);
         let paged = self.paged()?;
@@ -234,7 +234,7 @@ impl<'a> Chooser<'a> {
     }
 
     fn ort_portable(&mut self) -> Result<Box<dyn Backend>, String> {
-        let environment = onnxruntime::environment(self.library()?)?;
+        let environment = onnxruntime::environment(library_of(self.search)?)?;
         self.kernels = None;
         let options = portable::Options {
             threads: self.threads.count,

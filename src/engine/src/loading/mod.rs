@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Instant;
 
+use ort::environment::Environment;
 use tracing::{info, warn};
 
 pub use directory::Directory;
@@ -142,6 +143,29 @@ pub fn open_graph(
     let threads = threads::decide(&threads::read(Path::new("/")), options.threads);
     stay_on(&threads);
     choose::only(graph, context, backend, options, &threads, &search)
+}
+
+/// Threads that a step gets here where nobody says how many.
+#[must_use]
+pub fn threads_here() -> usize {
+    threads::decide(&threads::read(Path::new("/")), None).count
+}
+
+/// Looks for a libonnxruntime that works; the answer is kept for the next time.
+#[must_use]
+pub fn find_library(options: &Options) -> Search {
+    search(options)
+}
+
+/// The ONNX Runtime of this process, loaded if it is not.
+///
+/// # Errors
+/// [`Error::Load`] when no library works, or another one is loaded already.
+pub fn environment(options: &Options) -> Result<Environment> {
+    let search = search(options);
+    let failed = |reason| Error::Load { reason };
+    let library = choose::library_of(&search).map_err(failed)?;
+    onnxruntime::environment(library).map_err(failed)
 }
 
 /// Loads one directory again and again.

@@ -1,0 +1,79 @@
+//! What the machine can do and what the process takes of it.
+
+use std::fs;
+use std::hint::black_box;
+use std::thread;
+use std::time::Instant;
+
+/// Larger than the caches of every board, small enough for the smallest.
+const BUFFER: usize = 256 << 20;
+/// Rounds of which the best counts: whatever disturbs one makes it longer.
+const ROUNDS: usize = 8;
+
+/// Bytes a second that `threads` threads read from memory, the best of some rounds.
+pub fn read_bandwidth(threads: usize) -> f64 {
+    let buffer: Vec<u64> = (0..BUFFER as u64 / 8).collect();
+    let part = buffer.len().div_ceil(threads.max(1));
+    (0..ROUNDS)
+        .map(|_| {
+            let started = Instant::now();
+            thread::scope(|scope| {
+                for part in buffer.chunks(part) {
+                    scope.spawn(|| black_box(sum(part)));
+                }
+            });
+            bytes_a_second(BUFFER, started)
+        })
+        .fold(0.0, f64::max)
+}
+
+#[allow(clippy::cast_precision_loss, reason = "sizes are below 2^52")]
+fn bytes_a_second(bytes: usize, started: Instant) -> f64 {
+    bytes as f64 / started.elapsed().as_secs_f64().max(1e-9)
+}
+
+/// Sixteen sums side by side, so that adding never waits for adding.
+fn sum(values: &[u64]) -> u64 {
+    let mut sums = [0_u64; 16];
+    let (blocks, rest) = values.as_chunks::<16>();
+    for block in blocks {
+        for (sum, value) in sums.iter_mut().zip(block) {
+            *sum = sum.wrapping_add(*value);
+        }
+    }
+    sums.iter()
+        .chain(rest)
+        .fold(0, |sum, value| sum.wrapping_add(*value))
+}
+
+/// Resident memory of this process, in bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Resident {
+    /// Anonymous: heap, stacks and caches.
+    pub anonymous: u64,
+    /// Pages of files, which the system can drop and read again.
+    pub file: u64,
+}
+
+/// Reads `/proc/self/status`; zero where there is none.
+pub fn resident() -> Resident {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let field = |name: &str| {
+        status
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.split_whitespace().next())
+            .and_then(|kib| kib.parse::<u64>().ok())
+            .unwrap_or(0)
+            * 1024
+    };
+    Resident {
+        anonymous: field("RssAnon:"),
+        file: field("RssFile:"),
+    }
+}
+
+/// Runnable processes of the last minute, on average: figures of a busy machine mean little.
+pub fn load_average() -> Option<f64> {
+    let text = fs::read_to_string("/proc/loadavg").ok()?;
+    text.split_whitespace().next()?.parse().ok()
+}

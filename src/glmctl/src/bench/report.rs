@@ -1,0 +1,153 @@
+//! The figures of a run, as a table and as JSON.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use serde::Serialize;
+
+/// What was measured.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Report {
+    /// Name of the shape.
+    pub shape: &'static str,
+    /// How weights are kept, such as `int8/32`.
+    pub weights: String,
+    /// Name of the backend.
+    pub backend: &'static str,
+    /// Threads of a step.
+    pub threads: usize,
+    /// Load of the machine before the run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub load_average: Option<f64>,
+    /// Read bandwidth of the machine.
+    pub bandwidth_gb_s: f64,
+    /// Bytes of weights that every step reads.
+    pub weights_mib: f64,
+    /// From nothing to a loaded model, page cache warm.
+    pub load_s: f64,
+    /// Anonymous memory that the model took, keys and values apart.
+    pub anon_mib: f64,
+    /// Keys and values of the ragged texts.
+    pub kv_mib: f64,
+    /// By number of texts; `8r` are eight of 50 to 1000 tokens.
+    pub decode: BTreeMap<String, Decode>,
+    /// By length of the prompt.
+    pub prefill: BTreeMap<String, Prefill>,
+}
+
+/// One row of the decoding table.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Decode {
+    /// Tokens a second, all texts together.
+    pub tok_s: f64,
+    /// Bytes of weights read a second over the read bandwidth.
+    pub roofline: f64,
+    /// Ratio to the unmodified graph.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vs_ort: Option<f64>,
+}
+
+/// One row of the prompt table.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Prefill {
+    /// Tokens a second.
+    pub tok_s: f64,
+    /// Ratio to the unmodified graph.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vs_ort: Option<f64>,
+}
+
+impl Report {
+    /// The table.
+    pub fn table(&self) -> String {
+        let mut out = String::new();
+        let ratio = |ratio: Option<f64>| ratio.map_or_else(String::new, |x| format!("{x:>8.2}"));
+        // Writing to a string cannot fail.
+        let _ = writeln!(
+            out,
+            "{} {}, {}, {} threads{}",
+            self.shape,
+            self.weights,
+            self.backend,
+            self.threads,
+            self.load_average
+                .map_or_else(String::new, |load| format!(", load average {load:.1}"))
+        );
+        for (name, value, unit) in [
+            ("read bandwidth", self.bandwidth_gb_s, "GB/s"),
+            ("weights of a step", self.weights_mib, "MiB"),
+            ("load", self.load_s, "s"),
+            ("anonymous beside KV", self.anon_mib, "MiB"),
+            ("keys and values, 8r", self.kv_mib, "MiB"),
+        ] {
+            let _ = writeln!(out, "  {name:<22}{value:>10.2} {unit}");
+        }
+        let _ = writeln!(out, "\n  decode      tok/s   roofline  vs ORT");
+        let mut decode: Vec<_> = self.decode.iter().collect();
+        decode.sort_by_key(|(name, _)| {
+            let digits = name.trim_end_matches('r');
+            (name.ends_with('r'), digits.parse::<usize>().unwrap_or(0))
+        });
+        for (name, row) in decode {
+            let share = row.roofline * 100.0;
+            let _ = writeln!(
+                out,
+                "  {name:<6}{:>11.2}{share:>9.0} %{}",
+                row.tok_s,
+                ratio(row.vs_ort)
+            );
+        }
+        let _ = writeln!(out, "\n  prefill     tok/s             vs ORT");
+        let mut prefill: Vec<_> = self.prefill.iter().collect();
+        prefill.sort_by_key(|(name, _)| name.parse::<usize>().unwrap_or(0));
+        for (name, row) in prefill {
+            let _ = writeln!(
+                out,
+                "  {name:<6}{:>11.1}           {}",
+                row.tok_s,
+                ratio(row.vs_ort)
+            );
+        }
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_has_the_keys_that_scripts_read_and_the_table_every_row() {
+        let decode = Decode {
+            tok_s: 12.5,
+            roofline: 0.9,
+            vs_ort: Some(1.25),
+        };
+        let report = Report {
+            shape: "glm-mini",
+            decode: ["8r", "16", "1"]
+                .map(|name| (name.to_owned(), decode))
+                .into(),
+            prefill: [(
+                "128".to_owned(),
+                Prefill {
+                    tok_s: 300.0,
+                    vs_ort: None,
+                },
+            )]
+            .into(),
+            ..Report::default()
+        };
+        let json = serde_json::json!(report);
+        for key in ["bandwidth_gb_s", "load_s", "anon_mib", "kv_mib"] {
+            assert!(json[key].is_number(), "{key}");
+        }
+        assert_eq!(json["decode"]["8r"]["vs_ort"], 1.25);
+        assert!(json["prefill"]["128"].get("vs_ort").is_none());
+        let table = report.table();
+        let place = |name: &str| table.find(&format!("\n  {name} ")).expect("a row");
+        assert!(
+            place("1") < place("16") && place("16") < place("8r") && place("8r") < place("128")
+        );
+    }
+}
