@@ -160,7 +160,7 @@ fn operations(info: &ModelInfo) -> Vec<String> {
         names.extend(["infill", "classify"]);
     }
     names.push("completions");
-    if info.chat_template.is_some() {
+    if info.spec.family.chats() {
         names.push("chat");
     }
     names.into_iter().map(str::to_owned).collect()
