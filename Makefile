@@ -15,6 +15,9 @@ ORT_VERSION := 1.32.0
 ORT_DIR := target/onnxruntime
 ORT_LIB = $(abspath $(ORT_DIR)/libonnxruntime.so.$(ORT_VERSION))
 
+# What `make run` serves.
+MODEL ?= models/glm-mini
+
 .PHONY: help run test bench faults lint check-units clean onnxruntime tokenizers train train-env train-data train-smoke
 
 help: ## Show this list
@@ -31,9 +34,10 @@ check-units: ## Let systemd check its units
 	@systemd/check
 
 run: onnxruntime ## Build, start glmd with the bundled model, ask it, and leave it running (RUN_ONCE=1: end then)
-	$(CARGO) build --locked -p glmd -p glmctl
-	@if test -f $(ORT_LIB); then export ORT_DYLIB_PATH=$(ORT_LIB); fi; \
-	exec tests/first_run.sh target/debug models/glm-mini
+	@if test -f $(ORT_LIB); then export ORT_DYLIB_PATH=$(ORT_LIB); features=; \
+	else echo "Building with tract instead, which takes longer."; features="--features glmd/tract"; fi; \
+	$(CARGO) build --locked -p glmd -p glmctl $$features; \
+	exec tests/first_run.sh target/debug $(MODEL)
 
 onnxruntime: ## Fetch libonnxruntime from its wheel into target/
 	@test -f $(ORT_LIB) || { \

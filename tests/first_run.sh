@@ -55,9 +55,8 @@ done
 
 show infill "The [MASK] in the kitchen is switched off."
 show infill "The sensor in the [MASK] reports that the temperature is too [MASK]."
-show classify --labels positive=great,good --labels negative=terrible,bad \
-  --pattern "{text} It was [MASK]." "Battery died after an hour."
 show classify --task severity "Failed to connect to broker: timed out"
+show infill --task intent "turn off the lights in the kitchen"
 
 [[ -z ${RUN_ONCE:-} ]] || exit 0
 cat <<END

@@ -72,7 +72,7 @@ pub struct Daemon {
     unix: UnixSocket,
     tcp: Option<TcpListener>,
     operations: mpsc::Receiver<ReloadDone>,
-    first_load: oneshot::Receiver<glm_engine::Result<()>>,
+    first_load: oneshot::Receiver<glm_engine::Result<String>>,
     engine: JoinHandle<()>,
 }
 
@@ -202,7 +202,7 @@ impl Shared {
     /// Reloads on request until it is time to stop.
     async fn watch_over(
         self: &Arc<Self>,
-        first_load: oneshot::Receiver<glm_engine::Result<()>>,
+        first_load: oneshot::Receiver<glm_engine::Result<String>>,
         signals: &mut mpsc::Receiver<Signal>,
         operations: &mut mpsc::Receiver<ReloadDone>,
     ) -> Result<(), Error> {
@@ -219,7 +219,10 @@ impl Shared {
                     loading = false;
                     match outcome {
                         Ok(Err(error)) => return Err(Error::Model(error)),
-                        Ok(Ok(())) => self.tell_ready(),
+                        Ok(Ok(model)) => {
+                            systemd::ready(&model);
+                            events::ready(&model);
+                        }
                         // The report is dropped without a word only by a panic.
                         Err(_) => {
                             return Err(Error::Model(glm_engine::Error::Load {
@@ -250,12 +253,6 @@ impl Shared {
                 }
             });
         }
-    }
-
-    fn tell_ready(&self) {
-        let model = self.model_name();
-        systemd::ready(&model);
-        events::ready(&model);
     }
 
     fn model_name(&self) -> String {
@@ -371,7 +368,7 @@ fn fixed(old: &Config, new: &Config) -> Vec<&'static str> {
 /// A source that tells how its first load went.
 struct FirstLoad {
     source: Box<dyn ModelSource>,
-    report: Option<oneshot::Sender<glm_engine::Result<()>>>,
+    report: Option<oneshot::Sender<glm_engine::Result<String>>>,
 }
 
 impl ModelSource for FirstLoad {
@@ -379,7 +376,7 @@ impl ModelSource for FirstLoad {
         let model = self.source.load();
         if let Some(report) = self.report.take() {
             let told = match &model {
-                Ok(_) => Ok(()),
+                Ok(model) => Ok(model.info.id.clone()),
                 Err(error) => Err(error.clone()),
             };
             // Nobody listens any more when the daemon ends.

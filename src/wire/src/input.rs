@@ -57,10 +57,28 @@ pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, BadInput> {
     serde_json::from_str(text).map_err(|e| {
         let message = e.to_string();
         BadInput {
-            field: named_field(&message),
-            message,
+            field: named_field(&message).map(|field| shortened(field, MAX_FIELD)),
+            message: shortened(message, MAX_MESSAGE),
         }
     })
+}
+
+/// Longest name of a field that is told back: no field of the contract comes near.
+const MAX_FIELD: usize = 100;
+/// Longest message: serde's own words, two names and a place.
+const MAX_MESSAGE: usize = 500;
+
+/// At most `limit` bytes and an ellipsis: what a client sends is not sent back at length.
+fn shortened(mut text: String, limit: usize) -> String {
+    if text.len() > limit {
+        let end = (0..=limit).rev().find(|end| text.is_char_boundary(*end));
+        // Where in the body it is stands at the end of what serde says.
+        let place = text.rfind(" at line ").map(|at| text[at..].to_owned());
+        text.truncate(end.unwrap_or(0));
+        text.push('…');
+        text.push_str(&place.filter(|p| p.len() < 60).unwrap_or_default());
+    }
+    text
 }
 
 /// Whether brackets outside strings nest deeper than `limit`.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use glm_engine::constraint::Grammar;
 use glm_engine::ops::{Sampling, Terms};
 use glm_engine::units::Priority;
 use glm_wire::common::Control;
@@ -53,16 +54,14 @@ pub(super) fn check_model(wanted: Option<&str>, loaded: &str) -> Result<(), Erro
     }
 }
 
-/// Refuses what the model cannot be held to.
-pub(super) fn check_format(format: Option<&ResponseFormat>) -> Result<(), ErrorDetail> {
-    match format {
-        None | Some(ResponseFormat::Text) => Ok(()),
-        Some(_) => Err(ErrorDetail::new(
-            ErrorKind::InvalidRequestError,
-            "unsupported_response_format",
-            "`response_format`: only `text` can be had",
-        )
-        .with_param("response_format")),
+/// What an answer must look like.
+pub(super) fn grammar(format: Option<ResponseFormat>) -> Option<Grammar> {
+    match format? {
+        ResponseFormat::Text => None,
+        ResponseFormat::JsonObject => Some(Grammar::JsonObject),
+        ResponseFormat::JsonSchema { json_schema } => Some(Grammar::JsonSchema(json_schema.schema)),
+        ResponseFormat::Regex { pattern } => Some(Grammar::Regex(pattern)),
+        ResponseFormat::Choice { choices } => Some(Grammar::Choice(choices)),
     }
 }
 

@@ -23,7 +23,6 @@ pub(super) fn prepare(
     let request: CompletionRequest = glm_wire::parse(body)?;
     let model = &operations.model().id;
     ask::check_model(request.model.as_deref(), model)?;
-    ask::check_format(request.response_format.as_ref())?;
     let terms = ask::terms(request.control(), client);
     let sampling = request.sampling();
     let n = request.n.unwrap_or(1);
@@ -42,6 +41,7 @@ pub(super) fn prepare(
     let question = Complete {
         max_tokens: request.max_tokens,
         n,
+        format: ask::grammar(request.response_format),
         sampling: ask::sampling(&sampling, request.stop, request.logprobs),
         echo: request.echo.unwrap_or(false),
         ..Complete::new(request.prompt)

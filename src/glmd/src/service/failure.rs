@@ -14,7 +14,11 @@ pub fn detail(error: &Error) -> ErrorDetail {
     let kind = match error {
         Error::Overloaded { .. } => ErrorKind::Overloaded,
         Error::NotLoaded { .. } | Error::ShuttingDown => ErrorKind::Unavailable,
-        Error::TooLarge { .. } => ErrorKind::TooLarge,
+        Error::TooLarge { .. }
+        | Error::Invalid {
+            code: "prompt_too_long",
+            ..
+        } => ErrorKind::TooLarge,
         Error::Invalid { .. } => ErrorKind::InvalidRequestError,
         Error::Superseded => ErrorKind::Superseded,
         Error::Cancelled | Error::SlowReader { .. } => ErrorKind::Cancelled,
@@ -33,26 +37,10 @@ pub fn detail(error: &Error) -> ErrorDetail {
     detail
 }
 
-/// The envelope's view of an error of the language layer.
-#[must_use]
-pub fn language(error: glm::Error) -> ErrorDetail {
-    detail(&Error::from(error))
-}
-
 /// A field that the request must have or must not have.
 #[must_use]
 pub fn bad_input(field: &str, message: impl Into<String>) -> ErrorDetail {
     ErrorDetail::new(ErrorKind::InvalidRequestError, "bad_input", message).with_param(field)
-}
-
-/// The loaded model cannot do what is asked.
-#[must_use]
-pub fn unsupported(model: &str) -> ErrorDetail {
-    ErrorDetail::new(
-        ErrorKind::InvalidRequestError,
-        "unsupported_operation",
-        format!("`{model}` does not chat; use /v1/infill, /v1/classify or /v1/completions"),
-    )
 }
 
 /// Too much at once for a limit of the transport.

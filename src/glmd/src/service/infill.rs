@@ -17,13 +17,13 @@ pub(super) fn prepare(
     client: Box<str>,
 ) -> Result<Ask, ErrorDetail> {
     let request: InfillRequest = glm_wire::parse(body)?;
-    ask::check_format(request.response_format.as_ref())?;
     let terms = ask::terms(request.control(), client);
     let sampling = request.sampling();
     let question = Infill {
         task: request.task,
         max_tokens: request.max_tokens,
         n: request.n.unwrap_or(1),
+        format: ask::grammar(request.response_format),
         sampling: ask::sampling(&sampling, request.stop, None),
         ..Infill::new(request.text)
     };

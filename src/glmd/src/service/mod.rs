@@ -16,6 +16,7 @@
 //! | [`status`] | the daemon at a glance |
 
 mod ask;
+mod chat;
 mod classify;
 mod completions;
 pub mod failure;
@@ -320,7 +321,7 @@ fn prepare(
         Op::Infill => Job::Ask(infill::prepare(body, model, client)?),
         Op::Classify => Job::Ask(classify::prepare(body, model, client)?),
         Op::Completions => Job::Ask(completions::prepare(body, model, client)?),
-        Op::Chat => return Err(failure::unsupported(&model.model().id)),
+        Op::Chat => Job::Ask(chat::prepare(body, model, client)?),
         Op::Tokenize => Job::Done(tokenize::tokenize(body, model)?),
         Op::Detokenize => Job::Done(tokenize::detokenize(body, model)?),
     };

@@ -2,6 +2,7 @@
 //!
 //! One target, so that there is one program to link.
 
+mod answers;
 mod http;
 mod life;
 mod program;

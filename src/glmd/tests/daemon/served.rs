@@ -10,7 +10,7 @@ mod tests {
 
     use glm_onnx::export::{Options, export};
 
-    use crate::support::{PATIENCE, Response, Wire, post, wait};
+    use crate::support::{PATIENCE, Response, Wire, events, post, wait};
 
     /// A model directory made of a fixture, and a place for a socket.
     struct Place {
@@ -18,26 +18,24 @@ mod tests {
     }
 
     impl Place {
-        /// `None` where no libonnxruntime can be had.
-        fn new() -> Option<Self> {
+        /// A checkpoint of the fixtures, exported; `None` where no libonnxruntime can be had.
+        fn new(checkpoint: &str) -> Option<Self> {
             if std::env::var_os("ORT_DYLIB_PATH").is_none_or(|path| !Path::new(&path).exists()) {
                 eprintln!("skipped: ORT_DYLIB_PATH names no libonnxruntime");
                 return None;
             }
             let folder = tempfile::tempdir().expect("a folder");
-            let checkpoint = concat!(
+            let checkpoints = concat!(
                 env!("CARGO_MANIFEST_DIR"),
-                "/../../tests/fixtures/checkpoints/glm-post"
+                "/../../tests/fixtures/checkpoints"
             );
+            let checkpoint = Path::new(checkpoints).join(checkpoint);
             let options = Options {
                 name: Some("tiny".to_owned()),
                 ..Options::default()
             };
             let out = folder.path().join("model");
-            export(Path::new(checkpoint), &out, &options, &|_| {
-                ControlFlow::Continue(())
-            })
-            .expect("a model");
+            export(&checkpoint, &out, &options, &|_| ControlFlow::Continue(())).expect("a model");
             Some(Self { folder })
         }
 
@@ -101,9 +99,13 @@ mod tests {
 
     #[test]
     fn a_model_is_served_from_start_to_end() {
-        let Some(place) = Place::new() else { return };
+        let Some(place) = Place::new("glm-post") else {
+            return;
+        };
         let daemon = place.start();
         place.wait_until_ready();
+        let status = place.ask("GET /v1/status HTTP/1.1\r\n\r\n").json();
+        assert_eq!(status["model"]["quantisation"], "f32");
         let infill = post(
             "/v1/infill",
             r#"{"text":"the lamp in the [MASK]","max_tokens":4}"#,
@@ -143,5 +145,57 @@ mod tests {
         daemon.signal("TERM");
         assert_eq!(daemon.end(), Some(0));
         assert!(!place.socket().exists());
+    }
+
+    #[test]
+    fn a_conversation_is_answered_whole_and_in_pieces() {
+        let Some(place) = Place::new("glm-edge") else {
+            return;
+        };
+        let daemon = place.start();
+        place.wait_until_ready();
+        let body = |more: &str| {
+            let messages = r#"[{"role":"system","content":"be brief"},
+                {"role":"user","content":[{"type":"text","text":"the lamp"}]}]"#;
+            post(
+                "/v1/chat/completions",
+                &format!(r#"{{"messages":{messages},"max_tokens":8,"seed":4{more}}}"#),
+            )
+        };
+        let whole = place
+            .ask(&body(r#","logprobs":true,"top_logprobs":2"#))
+            .json();
+        assert_eq!(whole["object"], "chat.completion");
+        let choice = &whole["choices"][0];
+        assert_eq!(choice["message"]["role"], "assistant");
+        let scored = choice["logprobs"]["content"]
+            .as_array()
+            .expect("log-probabilities");
+        assert_eq!(scored[0]["top_logprobs"].as_array().map(Vec::len), Some(2));
+        let stream = place.ask(&body(r#","stream":true"#));
+        let chunks = events(&stream.body);
+        assert_eq!(chunks[0]["choices"][0]["delta"]["role"], "assistant");
+        let said: String = chunks
+            .iter()
+            .filter_map(|chunk| chunk["choices"][0]["delta"]["content"].as_str())
+            .collect();
+        assert_eq!(choice["message"]["content"], said.as_str());
+        let last = chunks.last().expect("a chunk");
+        assert_eq!(last["choices"][0]["finish_reason"], choice["finish_reason"]);
+
+        let format = r#","response_format":{"type":"choice","choices":["lamp","fan"]}"#;
+        let held = place.ask(&body(format)).json();
+        let content = held["choices"][0]["message"]["content"]
+            .as_str()
+            .expect("text");
+        assert!(["lamp", "fan"].contains(&content.trim()), "{held}");
+
+        let wrong = post(
+            "/v1/chat/completions",
+            r#"{"messages":[{"role":"robot","content":"x"}]}"#,
+        );
+        assert_eq!(place.ask(&wrong).json()["error"]["param"], "messages");
+        daemon.signal("TERM");
+        assert_eq!(daemon.end(), Some(0));
     }
 }
