@@ -5,6 +5,7 @@
 //! through a channel, so that a program that embeds the daemon sends its own.
 
 use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -26,9 +27,12 @@ use crate::error::Error;
 use crate::events;
 use crate::http::{Operations, ReloadDone, Server, Token, UnixSocket};
 use crate::logging::LogLevel;
+use crate::mqtt::{self, Session};
 use crate::service::{Service, failure};
 use crate::systemd;
 
+/// Where a service keeps its state (file-hierarchy(7)).
+const STATE: &str = "/var/lib/glmd";
 /// Time in which clients take their last answers after the engine has ended.
 const GOODBYE: Duration = Duration::from_secs(2);
 /// How much longer than the drain the engine may take to end: one step, however long.
@@ -71,6 +75,7 @@ pub struct Daemon {
     shared: Arc<Shared>,
     unix: UnixSocket,
     tcp: Option<TcpListener>,
+    mqtt: Option<Session<Service>>,
     operations: mpsc::Receiver<ReloadDone>,
     first_load: oneshot::Receiver<glm_engine::Result<String>>,
     engine: JoinHandle<()>,
@@ -127,6 +132,11 @@ impl Daemon {
         let service = Service::new(handle, config.engine.step_tokens);
         let (operations, requests) = Operations::new();
         let server = Server::new(service.clone(), &config.http, token, operations);
+        let drain = Duration::from_secs(config.shutdown.drain_s);
+        let mqtt = match config.mqtt.plan(&state_folder(), drain)? {
+            Some(plan) => Some(mqtt::prepare(plan, service.clone())?),
+            None => None,
+        };
         Ok(Self {
             shared: Arc::new(Shared {
                 service,
@@ -139,6 +149,7 @@ impl Daemon {
             }),
             unix,
             tcp,
+            mqtt,
             operations: requests,
             first_load,
             engine,
@@ -160,6 +171,7 @@ impl Daemon {
             shared,
             unix,
             tcp,
+            mqtt,
             mut operations,
             first_load,
             engine,
@@ -175,11 +187,22 @@ impl Daemon {
                 events::listening(&address);
             }
             let server = Arc::clone(&shared.server);
-            transports.spawn(async move { server.serve_tcp(listener, stopping).await });
+            let flag = stopping.clone();
+            transports.spawn(async move { server.serve_tcp(listener, flag).await });
         }
-        let outcome = shared
-            .watch_over(first_load, &mut signals, &mut operations)
-            .await;
+        let (fatal, mqtt_ended) = oneshot::channel();
+        if let Some(session) = mqtt {
+            transports.spawn(async move {
+                if let Err(error) = session.run(stopping).await {
+                    // Nobody listens any more when the daemon ends anyway.
+                    let _ = fatal.send(error);
+                }
+            });
+        }
+        let outcome = tokio::select! {
+            outcome = shared.watch_over(first_load, &mut signals, &mut operations) => outcome,
+            Ok(error) = mqtt_ended => Err(Error::MqttSession(error)),
+        };
         // From here on requests are refused, and those that wait for a reload too.
         drop(operations);
         systemd::stopping();
@@ -341,6 +364,11 @@ impl Shared {
     }
 }
 
+/// Where the daemon may keep things: what systemd gives us, or the usual place.
+fn state_folder() -> PathBuf {
+    std::env::var_os("STATE_DIRECTORY").map_or_else(|| STATE.into(), PathBuf::from)
+}
+
 /// Keys that differ and are read only at the start.
 fn fixed(old: &Config, new: &Config) -> Vec<&'static str> {
     let (a, b) = (&old.http, &new.http);
@@ -358,6 +386,7 @@ fn fixed(old: &Config, new: &Config) -> Vec<&'static str> {
         "http.body_bytes_total",
         a.body_bytes_total != b.body_bytes_total,
     );
+    differs("mqtt", old.mqtt != new.mqtt);
     differs("memory", old.memory != new.memory);
     differs("engine", old.engine != new.engine);
     differs("queue", old.queue != new.queue);

@@ -36,6 +36,12 @@ pub enum Error {
     /// The model cannot be loaded.
     #[error("{0}")]
     Model(glm_engine::Error),
+    /// MQTT cannot be set up as the configuration says.
+    #[error(transparent)]
+    Mqtt(#[from] crate::mqtt::BadConfig),
+    /// MQTT cannot go on.
+    #[error(transparent)]
+    MqttSession(#[from] crate::mqtt::Fatal),
     /// The system has no thread, signal or timer to give.
     #[error("the system refuses: {0}")]
     System(#[from] io::Error),
@@ -62,6 +68,8 @@ impl Error {
             Self::Token(_) => "bad_token_file",
             Self::NoModel { .. } => "no_model",
             Self::Model(error) => error.code(),
+            Self::Mqtt(_) => "bad_config",
+            Self::MqttSession(_) => "mqtt_session_taken_over",
             Self::System(_) => "system",
         }
     }
@@ -71,6 +79,9 @@ impl Error {
     pub const fn exit_status(&self) -> u8 {
         match self {
             Self::Config(_)
+            | Self::Mqtt(_)
+            // Starting again would only throw the other node out in turn.
+            | Self::MqttSession(_)
             | Self::Token(_)
             | Self::NoModel { .. }
             | Self::Socket(SocketError::NoGroup { .. }) => EX_CONFIG,

@@ -7,6 +7,7 @@
 //! | [`daemon`] | start, signals, reload, drain |
 //! | [`service`] | operations: bytes of a request to bytes of its answer, whatever the transport |
 //! | [`http`] | HTTP on the Unix socket and on TCP |
+//! | [`mqtt`] | prompts over MQTT |
 //! | [`metrics`] | figures for Prometheus |
 //! | [`logging`] | where log lines go |
 //! | [`process`] | what the system says about this process |
@@ -21,6 +22,7 @@ mod events;
 pub mod http;
 pub mod logging;
 pub mod metrics;
+pub mod mqtt;
 pub mod process;
 pub mod service;
 pub mod systemd;

@@ -29,6 +29,8 @@ pub struct Config {
     pub memory: Memory,
     /// Who may wait.
     pub queue: Queue,
+    /// How devices reach it.
+    pub mqtt: crate::mqtt::Mqtt,
     /// What is told to the operator.
     pub log: Log,
     /// How the daemon ends.

@@ -79,6 +79,18 @@ impl Stream {
         }
     }
 
+    /// The whole answer, after the last piece: for transports on which pieces may be lost.
+    ///
+    /// # Errors
+    /// When the answer cannot be told.
+    pub fn all(&mut self) -> Result<Vec<u8>, ErrorDetail> {
+        let facts = Facts {
+            id: &self.id,
+            elapsed: self.watch.elapsed(),
+        };
+        self.shape.whole(facts, &self.collected)
+    }
+
     /// Waits until the request has left the queue.
     pub(super) async fn begin(&mut self) -> Result<(), ErrorDetail> {
         poll_fn(|cx| self.poll_event(cx)).await;

@@ -1,0 +1,137 @@
+//! MQTT 3.1.1.
+
+use rumqttc::{
+    AsyncClient, ConnectReturnCode, ConnectionError, Event as Raw, EventLoop, LastWill,
+    MqttOptions, Outgoing, Packet, Publish, QoS, SubscribeFilter, SubscribeReasonCode,
+};
+use tokio::sync::mpsc;
+
+use super::{Busy, Event, IN_FLIGHT, Lost, Meaning, Sent, Settings, Terms};
+use crate::mqtt::message::{Message, Qos};
+use crate::mqtt::request::Incoming;
+
+pub(super) fn options(settings: &Settings) -> MqttOptions {
+    let (host, port, transport) = settings.address.parts();
+    let mut options = MqttOptions::new(&settings.client_id, host, port);
+    options.set_transport(transport);
+    options.set_keep_alive(settings.keep_alive);
+    options.set_clean_session(false);
+    options.set_manual_acks(true);
+    options.set_inflight(IN_FLIGHT);
+    options.set_max_packet_size(settings.packet_bytes, settings.packet_bytes);
+    if let Some((user, password)) = &settings.login {
+        options.set_credentials(user, password);
+    }
+    let will = &settings.will;
+    options.set_last_will(LastWill {
+        topic: will.topic.clone(),
+        message: will.payload.clone(),
+        qos: qos(will.qos),
+        retain: will.retain,
+    });
+    options
+}
+
+const fn qos(qos: Qos) -> QoS {
+    match qos {
+        Qos::AtMostOnce => QoS::AtMostOnce,
+        Qos::AtLeastOnce => QoS::AtLeastOnce,
+    }
+}
+
+pub(super) fn publish(client: &AsyncClient, message: &Message) -> Result<(), Busy> {
+    client
+        .try_publish(
+            message.topic.as_str(),
+            qos(message.qos),
+            message.retain,
+            message.payload.to_vec(),
+        )
+        .map_err(|_| Busy)
+}
+
+pub(super) fn acknowledge(client: &AsyncClient, ack: u16) -> Result<(), Busy> {
+    let publish = Publish {
+        pkid: ack,
+        ..Publish::new("", QoS::AtLeastOnce, Vec::new())
+    };
+    client.try_ack(&publish).map_err(|_| Busy)
+}
+
+pub(super) fn subscribe(client: &AsyncClient, filters: &[String]) -> Result<(), Busy> {
+    let filters = filters
+        .iter()
+        .map(|path| SubscribeFilter::new(path.clone(), QoS::AtLeastOnce));
+    client.try_subscribe_many(filters).map_err(|_| Busy)
+}
+
+/// Polls until the connection ends. Nobody cancels a poll half-way, which could lose a packet.
+/// `limit` is the largest packet that is sent, since the broker cannot name its own.
+pub(super) async fn run(mut eventloop: EventLoop, events: mpsc::Sender<Event>, limit: usize) {
+    let mut sent = Sent::default();
+    loop {
+        let event = match eventloop.poll().await {
+            Ok(Raw::Incoming(packet)) => incoming(packet, &mut sent, limit),
+            Ok(Raw::Outgoing(Outgoing::Publish(id))) => {
+                sent.publish(id);
+                Some(Event::Progress)
+            }
+            // A packet id came round while its last use is open: this state is where rumqttc gets stuck.
+            Ok(Raw::Outgoing(Outgoing::AwaitAck(_))) => Some(Event::Lost(Lost {
+                reason: "the broker does not acknowledge".to_owned(),
+                meaning: Meaning::Gone,
+            })),
+            Ok(Raw::Outgoing(_)) => Some(Event::Progress),
+            Err(error) => Some(Event::Lost(lost(&error))),
+        };
+        let Some(event) = event else { continue };
+        let last = matches!(event, Event::Lost(_));
+        if events.send(event).await.is_err() || last {
+            return;
+        }
+    }
+}
+
+fn incoming(packet: Packet, sent: &mut Sent, limit: usize) -> Option<Event> {
+    match packet {
+        Packet::ConnAck(ack) => Some(Event::Connected(Terms {
+            session_present: ack.session_present,
+            packet_bytes: limit,
+            in_flight: usize::from(IN_FLIGHT),
+        })),
+        Packet::SubAck(ack) => Some(Event::Subscribed(
+            ack.return_codes
+                .iter()
+                .map(|code| matches!(code, SubscribeReasonCode::Success(_)))
+                .collect(),
+        )),
+        Packet::Publish(publish) => Some(Event::Message {
+            ack: (publish.qos != QoS::AtMostOnce).then_some(publish.pkid),
+            message: Box::new(Incoming {
+                topic: publish.topic,
+                payload: publish.payload,
+                retained: publish.retain,
+                redelivered: publish.dup,
+                ..Incoming::default()
+            }),
+        }),
+        Packet::PubAck(ack) => sent.acknowledged(ack.pkid).map(|index| Event::Acknowledged {
+            index,
+            refused: None,
+        }),
+        _ => Some(Event::Progress),
+    }
+}
+
+fn lost(error: &ConnectionError) -> Lost {
+    let meaning = match error {
+        ConnectionError::ConnectionRefused(ConnectReturnCode::ServiceUnavailable) => Meaning::Gone,
+        ConnectionError::ConnectionRefused(_) | ConnectionError::Tls(_) => Meaning::Refused,
+        // 3.1.1 has no word for a session that was taken over; the broker just hangs up.
+        _ => Meaning::Gone,
+    };
+    Lost {
+        reason: error.to_string(),
+        meaning,
+    }
+}

@@ -1,0 +1,216 @@
+//! A device: publishes prompts and counts what comes back.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use rumqttc::v5::mqttbytes::QoS;
+use rumqttc::v5::mqttbytes::v5::{Packet, PublishProperties};
+use rumqttc::v5::{AsyncClient, Event, EventLoop, MqttOptions};
+use serde_json::{Value, json};
+
+/// Prompts of one client that wait for the broker's acknowledgement.
+const OPEN: usize = 8;
+/// Beyond this the broker has lost the publish, which is the client's to send again.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(20);
+
+/// What all clients have seen.
+#[derive(Clone, Debug, Default)]
+pub struct Tally(Arc<Mutex<Seen>>);
+
+#[derive(Debug, Default)]
+struct Seen {
+    answers: HashMap<Vec<u8>, Vec<u8>>,
+    repeated: usize,
+    differing: usize,
+    errors: usize,
+}
+
+/// The sums.
+#[derive(Debug)]
+pub struct Report {
+    pub answered: usize,
+    pub repeated: usize,
+    pub differing: usize,
+    pub errors: usize,
+}
+
+impl Tally {
+    fn lock(&self) -> MutexGuard<'_, Seen> {
+        self.0.lock().expect("no client panics")
+    }
+
+    fn answer(&self, correlation: Vec<u8>, payload: Vec<u8>) {
+        let mut seen = self.lock();
+        match seen.answers.get(&correlation) {
+            Some(first) if *first == payload => seen.repeated += 1,
+            Some(_) => seen.differing += 1,
+            None => {
+                let body: Value = serde_json::from_slice(&payload).unwrap_or_default();
+                if body["status"] != "ok" {
+                    seen.errors += 1;
+                    println!("an answer that is an error: {body}");
+                }
+                seen.answers.insert(correlation, payload);
+            }
+        }
+    }
+
+    fn has(&self, correlation: &[u8]) -> bool {
+        self.lock().answers.contains_key(correlation)
+    }
+
+    /// Waits until so many prompts are answered; `false` when it takes too long.
+    pub async fn wait_for_answers(&self, count: usize, most: Duration) -> bool {
+        let end = Instant::now() + most;
+        while self.lock().answers.len() < count {
+            if Instant::now() > end {
+                return false;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        true
+    }
+
+    pub fn report(&self) -> Report {
+        let seen = self.lock();
+        Report {
+            answered: seen.answers.len(),
+            repeated: seen.repeated,
+            differing: seen.differing,
+            errors: seen.errors,
+        }
+    }
+}
+
+/// One device.
+pub struct Client {
+    number: usize,
+    port: u16,
+    tally: Tally,
+}
+
+/// A prompt that the broker has not acknowledged.
+struct Unacknowledged {
+    prompt: usize,
+    since: Instant,
+}
+
+impl Client {
+    pub const fn new(number: usize, port: u16, tally: Tally) -> Self {
+        Self {
+            number,
+            port,
+            tally,
+        }
+    }
+
+    fn topic(&self) -> String {
+        format!("glmd/clients/{}", self.number)
+    }
+
+    fn correlation(&self, prompt: usize) -> Vec<u8> {
+        format!("{}-{prompt}", self.number).into_bytes()
+    }
+
+    /// Publishes `count` prompts and listens until it is stopped.
+    ///
+    /// Connections are made anew after every loss and what was not acknowledged is published again by hand, so
+    /// that this client loses nothing that it is asked to send.
+    pub async fn run(self, count: usize) {
+        let mut to_send: Vec<usize> = (0..count).rev().collect();
+        let mut open: Vec<Unacknowledged> = Vec::new();
+        loop {
+            let mut options =
+                MqttOptions::new(format!("device-{}", self.number), "127.0.0.1", self.port);
+            options.set_clean_start(false);
+            options.set_session_expiry_interval(Some(3600));
+            options.set_keep_alive(Duration::from_secs(5));
+            options.set_max_packet_size(Some(1 << 20));
+            let (client, mut connection) = AsyncClient::new(options, 2 * OPEN);
+            self.talk(&client, &mut connection, &mut to_send, &mut open).await;
+            to_send.extend(open.drain(..).map(|o| o.prompt));
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    async fn talk(
+        &self,
+        client: &AsyncClient,
+        connection: &mut EventLoop,
+        to_send: &mut Vec<usize>,
+        open: &mut Vec<Unacknowledged>,
+    ) {
+        // Prompts in the order in which they were handed over, to learn their packet ids.
+        let mut handed = std::collections::VecDeque::new();
+        let mut ids: HashMap<u16, usize> = HashMap::new();
+        let mut connected = false;
+        loop {
+            let event = match tokio::time::timeout(UNACKNOWLEDGED, connection.poll()).await {
+                Ok(Ok(event)) => event,
+                // The connection is gone, or silent for too long.
+                Ok(Err(_)) | Err(_) => return,
+            };
+            match event {
+                Event::Incoming(Packet::ConnAck(_)) => {
+                    connected = true;
+                    let topic = self.topic();
+                    client
+                        .try_subscribe(topic, QoS::AtLeastOnce)
+                        .expect("room for the first packet");
+                }
+                Event::Incoming(Packet::Publish(publish)) => {
+                    let properties = publish.properties.unwrap_or_default();
+                    let correlation = properties.correlation_data.expect("correlation data");
+                    self.tally.answer(correlation.to_vec(), publish.payload.to_vec());
+                }
+                Event::Incoming(Packet::PubAck(ack)) => {
+                    if let Some(prompt) = ids.remove(&ack.pkid) {
+                        open.retain(|o| o.prompt != prompt);
+                    }
+                }
+                Event::Outgoing(rumqttc::Outgoing::Publish(id)) => {
+                    if let Some(prompt) = handed.pop_front() {
+                        ids.insert(id, prompt);
+                    }
+                }
+                _ => {}
+            }
+            if open.iter().any(|o| o.since.elapsed() > UNACKNOWLEDGED) {
+                return;
+            }
+            while connected && open.len() < OPEN {
+                let Some(prompt) = to_send.pop() else { break };
+                if self.tally.has(&self.correlation(prompt)) {
+                    continue;
+                }
+                if self.publish(client, prompt).is_err() {
+                    to_send.push(prompt);
+                    break;
+                }
+                handed.push_back(prompt);
+                let since = Instant::now();
+                open.push(Unacknowledged { prompt, since });
+            }
+        }
+    }
+
+    fn publish(&self, client: &AsyncClient, prompt: usize) -> Result<(), ()> {
+        let text = format!("device {} says {prompt} and the [MASK] is off", self.number);
+        let body = json!({"text": text, "max_tokens": 4}).to_string();
+        let properties = PublishProperties {
+            response_topic: Some(self.topic()),
+            correlation_data: Some(self.correlation(prompt).into()),
+            ..PublishProperties::default()
+        };
+        client
+            .try_publish_with_properties(
+                "glmd/n1/request/infill",
+                QoS::AtLeastOnce,
+                false,
+                body,
+                properties,
+            )
+            .map_err(drop)
+    }
+}

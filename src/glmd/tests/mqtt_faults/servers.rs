@@ -1,0 +1,183 @@
+//! The two programs that die: mosquitto and glmd.
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpStream;
+
+/// A program that is not there by then will not come.
+const START: Duration = Duration::from_secs(60);
+
+async fn until(what: &str, mut ready: impl AsyncFnMut() -> bool) {
+    let end = Instant::now() + START;
+    while !ready().await {
+        assert!(Instant::now() < end, "{what} does not start");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// A real broker that keeps its state over a restart.
+pub struct Mosquitto {
+    program: PathBuf,
+    config: PathBuf,
+    port: u16,
+    child: Child,
+}
+
+impl Mosquitto {
+    /// Where the program is.
+    pub fn find() -> Option<PathBuf> {
+        ["/usr/sbin/mosquitto", "/usr/bin/mosquitto", "/usr/local/sbin/mosquitto"]
+            .iter()
+            .map(PathBuf::from)
+            .find(|path| path.exists())
+    }
+
+    pub async fn start(program: &Path, folder: &Path) -> Self {
+        let free = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = free.local_addr().expect("an address").port();
+        drop(free);
+        let state = folder.join("mosquitto");
+        fs::create_dir(&state).expect("a folder");
+        let config = folder.join("mosquitto.conf");
+        // The queue of a client that is away is unbounded here: its bound is the broker's promise, not ours.
+        let text = format!(
+            "listener {port} 127.0.0.1\nallow_anonymous true\npersistence true\n\
+             persistence_location {}/\nautosave_interval 1\nmax_queued_messages 0\n\
+             max_inflight_messages 0\nuser root\nlog_dest none\n",
+            state.display()
+        );
+        fs::write(&config, text).expect("a file");
+        let child = Self::spawn(program, &config);
+        let mut broker = Self {
+            program: program.to_owned(),
+            config,
+            port,
+            child,
+        };
+        broker.wait().await;
+        broker
+    }
+
+    fn spawn(program: &Path, config: &Path) -> Child {
+        Command::new(program)
+            .arg("-c")
+            .arg(config)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("mosquitto")
+    }
+
+    async fn wait(&mut self) {
+        let port = self.port;
+        until("mosquitto", async || {
+            TcpStream::connect(("127.0.0.1", port)).await.is_ok()
+        })
+        .await;
+    }
+
+    pub const fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Ends it in the usual way, as an update does, and starts it again.
+    pub async fn restart(&mut self) {
+        terminate(&self.child);
+        self.child.wait().expect("an end");
+        self.child = Self::spawn(&self.program, &self.config);
+        self.wait().await;
+    }
+}
+
+impl Drop for Mosquitto {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn terminate(child: &Child) {
+    let done = Command::new("kill").arg(child.id().to_string()).status();
+    assert!(done.is_ok_and(|s| s.success()), "kill");
+}
+
+/// A real glmd with the smallest model that there is.
+pub struct Glmd {
+    child: Child,
+}
+
+impl Glmd {
+    /// Starts it in `folder`, with its broker on `port`.
+    pub async fn start(folder: &Path, port: u16) -> Self {
+        let socket = folder.join("glmd.sock");
+        let child = Command::new(env!("CARGO_BIN_EXE_glmd"))
+            .arg("--config")
+            .arg(Self::config(folder, port))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(folder.join("glmd.log")).expect("a file"))
+            .spawn()
+            .expect("glmd");
+        until("glmd", async || {
+            tokio::net::UnixStream::connect(&socket).await.is_ok()
+        })
+        .await;
+        Self { child }
+    }
+
+    fn config(folder: &Path, port: u16) -> PathBuf {
+        let path = folder.join("glmd.toml");
+        let text = format!(
+            "[model]\npath = \"{}\"\n[http]\nsocket = \"{}\"\n\
+             [mqtt]\nbroker = \"mqtt://127.0.0.1:{port}\"\nnode = \"n1\"\n\
+             keep_alive_s = 5\njournal = \"{}\"\ndiscovery_prefix = \"\"\n",
+            model().display(),
+            folder.join("glmd.sock").display(),
+            folder.join("journal").display()
+        );
+        fs::write(&path, text).expect("a file");
+        path
+    }
+
+    /// `kill -9`.
+    pub async fn kill(mut self) {
+        self.child.kill().expect("kill");
+        self.child.wait().expect("an end");
+    }
+
+    /// Ends it in the usual way.
+    pub async fn stop(mut self) {
+        terminate(&self.child);
+        let status = self.child.wait().expect("an end");
+        assert!(status.success(), "glmd ended with {status}");
+    }
+}
+
+impl Drop for Glmd {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The post-norm GLM of the fixtures, exported once for this program.
+fn model() -> PathBuf {
+    let out = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("mqtt-model");
+    if out.join("glm.json").exists() {
+        return out;
+    }
+    let source = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../tests/fixtures/checkpoints/glm-post");
+    let watch = |_| std::ops::ControlFlow::Continue(());
+    let options = glm_onnx::export::Options::default();
+    match glm_onnx::export::export(&source, &out, &options, &watch) {
+        Ok(_) => out,
+        // Another run of this program was faster.
+        Err(_) if out.join("glm.json").exists() => out,
+        Err(error) => panic!("the fixture cannot be exported: {error}"),
+    }
+}
