@@ -61,9 +61,10 @@ fn run(
     while let Ok(first) = incoming.recv() {
         let mut batch = vec![first];
         batch.extend(incoming.try_iter().take(BATCH - 1));
-        let failed = journal.append(&batch).err().map(|e| {
-            format!("{}: {e}", journal.folder().display())
-        });
+        let failed = journal
+            .append(&batch)
+            .err()
+            .map(|e| format!("{}: {e}", journal.folder().display()));
         for record in batch {
             let told = outgoing.send(Written {
                 key: record.key,

@@ -115,10 +115,7 @@ impl Default for Mqtt {
             per_client: 4,
             packet_bytes: 256 << 10,
             outbox_bytes: 4 << 20,
-            response_topics: vec![
-                "{base}/{node}/response/#".into(),
-                "{base}/clients/#".into(),
-            ],
+            response_topics: vec!["{base}/{node}/response/#".into(), "{base}/clients/#".into()],
             pool: None,
             pool_group: "glmd".into(),
             stats_s: 30,
@@ -230,7 +227,10 @@ impl Mqtt {
             client,
             alpn: self.alpn.clone(),
         };
-        let pool = self.pool.as_deref().map(|pool| (self.pool_group.as_str(), pool));
+        let pool = self
+            .pool
+            .as_deref()
+            .map(|pool| (self.pool_group.as_str(), pool));
         let topics = Topics::new(&self.base, &node, pool);
         let discovery = Some(self.discovery_prefix.clone()).filter(|p| !p.is_empty());
         let presence = Presence::new(topics, &node, discovery);
@@ -241,7 +241,10 @@ impl Mqtt {
             },
             address: Address::parse(broker, &tls)?,
             login: self.login()?,
-            client_id: self.client_id.clone().unwrap_or_else(|| format!("glmd-{node}")),
+            client_id: self
+                .client_id
+                .clone()
+                .unwrap_or_else(|| format!("glmd-{node}")),
             keep_alive: Duration::from_secs(self.keep_alive_s),
             session_expiry: Duration::from_secs(self.session_expiry_s),
             receive_maximum: self.in_flight,
@@ -250,7 +253,11 @@ impl Mqtt {
             will_delay: WILL_DELAY,
         };
         let jobs = usize::from(self.in_flight);
-        let place = |filter: &String| filter.replace("{base}", &self.base).replace("{node}", &node);
+        let place = |filter: &String| {
+            filter
+                .replace("{base}", &self.base)
+                .replace("{node}", &node)
+        };
         let options = Options {
             response_topics: self.response_topics.iter().map(place).collect(),
             limits: Limits {
@@ -310,7 +317,11 @@ fn derived_node(file: &Path) -> Result<String, BadConfig> {
         .chain_update(b"glmd node")
         .chain_update(id.trim())
         .finalize();
-    Ok(digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect())
+    Ok(digest
+        .iter()
+        .take(4)
+        .map(|byte| format!("{byte:02x}"))
+        .collect())
 }
 
 fn seed(client_id: &str) -> u64 {
@@ -348,13 +359,55 @@ mod tests {
     #[test]
     fn what_cannot_be_is_named_with_its_key() {
         for (mqtt, key) in [
-            (Mqtt { node: Some("a/b".into()), ..local() }, "mqtt.node"),
-            (Mqtt { base: "#".into(), ..local() }, "mqtt.base"),
-            (Mqtt { keep_alive_s: 1, ..local() }, "mqtt.keep_alive_s"),
-            (Mqtt { in_flight: 0, ..local() }, "mqtt.in_flight"),
-            (Mqtt { broker: Some("x".into()), ..local() }, "mqtt.broker"),
-            (Mqtt { cert_file: Some("/c".into()), ..local() }, "mqtt.cert_file"),
-            (Mqtt { password_file: Some("/nowhere".into()), ..local() }, "mqtt.password_file"),
+            (
+                Mqtt {
+                    node: Some("a/b".into()),
+                    ..local()
+                },
+                "mqtt.node",
+            ),
+            (
+                Mqtt {
+                    base: "#".into(),
+                    ..local()
+                },
+                "mqtt.base",
+            ),
+            (
+                Mqtt {
+                    keep_alive_s: 1,
+                    ..local()
+                },
+                "mqtt.keep_alive_s",
+            ),
+            (
+                Mqtt {
+                    in_flight: 0,
+                    ..local()
+                },
+                "mqtt.in_flight",
+            ),
+            (
+                Mqtt {
+                    broker: Some("x".into()),
+                    ..local()
+                },
+                "mqtt.broker",
+            ),
+            (
+                Mqtt {
+                    cert_file: Some("/c".into()),
+                    ..local()
+                },
+                "mqtt.cert_file",
+            ),
+            (
+                Mqtt {
+                    password_file: Some("/nowhere".into()),
+                    ..local()
+                },
+                "mqtt.password_file",
+            ),
         ] {
             let told = plan(&mqtt).expect_err(key);
             assert!(told.contains(key), "{told}");

@@ -321,7 +321,10 @@ mod tests {
         let (mut desk, mut acks, now) = (Desk::new(LIMITS), Acks::default(), Instant::now());
         let (first, second) = (acks.delivered(()), acks.delivered(()));
         desk.arrive(request("a", 1), Some(first), true, now);
-        assert_eq!(desk.arrive(request("a", 1), Some(second), true, now), Arrival::UnderWay);
+        assert_eq!(
+            desk.arrive(request("a", 1), Some(second), true, now),
+            Arrival::UnderWay
+        );
         assert_eq!(begun(&mut desk, now), [1]);
         assert!(desk.answered(&[1; 32]).is_some());
         assert!(desk.answered(&[1; 32]).is_none(), "one answer");

@@ -139,6 +139,9 @@ mod tests {
         assert_eq!(read(&body)["seq"], 3);
         assert_eq!(read(&body)["data"][0]["delta"], "x");
         let sent = message(&reply(), body, Qos::AtMostOnce, Some((3, false)));
-        assert_eq!(sent.properties.user[1], ("final".to_owned(), "false".to_owned()));
+        assert_eq!(
+            sent.properties.user[1],
+            ("final".to_owned(), "false".to_owned())
+        );
     }
 }

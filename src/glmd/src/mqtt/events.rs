@@ -49,7 +49,10 @@ pub(super) fn lost(broker: &Address, reason: &str, wait: Duration) {
 }
 
 pub(super) fn subscription_refused(filters: &str) {
-    error!(filters, "The MQTT broker refused subscriptions; allow them in its access list.");
+    error!(
+        filters,
+        "The MQTT broker refused subscriptions; allow them in its access list."
+    );
 }
 
 pub(super) fn redelivered() {
@@ -76,10 +79,16 @@ pub(super) fn refused(code: &str) {
 }
 
 pub(super) fn answer_refused(reason: &str) {
-    warn!(reason, "The MQTT broker did not take an answer; its access list may forbid the response topic.");
+    warn!(
+        reason,
+        "The MQTT broker did not take an answer; its access list may forbid the response topic."
+    );
 }
 
 pub(super) fn journal_failed(reason: &str) {
     count(&FIGURES.journal_failures);
-    error!(reason, "Cannot keep answers for repetitions; after a crash a request may be answered twice.");
+    error!(
+        reason,
+        "Cannot keep answers for repetitions; after a crash a request may be answered twice."
+    );
 }

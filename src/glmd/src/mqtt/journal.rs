@@ -287,7 +287,9 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let (mut journal, records) = Journal::open(folder.path(), 10_000).expect("a journal");
         assert!(records.is_empty());
-        journal.append(&[record(1, 10), record(2, 0)]).expect("room");
+        journal
+            .append(&[record(1, 10), record(2, 0)])
+            .expect("room");
         journal.append(&[record(3, 5)]).expect("room");
         let (_, records) = Journal::open(folder.path(), 10_000).expect("a journal");
         assert_eq!(records, [record(1, 10), record(2, 0), record(3, 5)]);
@@ -318,7 +320,10 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let (mut journal, _) = Journal::open(folder.path(), 10_000).expect("a journal");
         journal.append(&[record(0, 10)]).expect("room");
-        let full = File::options().write(true).open("/dev/full").expect("Linux");
+        let full = File::options()
+            .write(true)
+            .open("/dev/full")
+            .expect("Linux");
         let real = std::mem::replace(&mut journal.files[journal.active], full);
         assert!(journal.append(&[record(1, 10)]).is_err());
         journal.files[journal.active] = real;

@@ -219,7 +219,10 @@ mod tests {
     fn what_was_not_acknowledged_is_sent_again_in_order() {
         let mut outbox = Outbox::new(10_000);
         for n in 0..4 {
-            outbox.put(Class::Answer(n), message(&n.to_string(), 1, Qos::AtLeastOnce));
+            outbox.put(
+                Class::Answer(n),
+                message(&n.to_string(), 1, Qos::AtLeastOnce),
+            );
         }
         while outbox.next(3).is_some() {
             outbox.sent();

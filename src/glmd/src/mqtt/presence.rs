@@ -50,7 +50,8 @@ impl Presence {
     /// Whether a message says that Home Assistant has come back and wants to hear everything again.
     #[must_use]
     pub fn is_dashboard_birth(&self, message: &Incoming) -> bool {
-        self.dashboard_status().is_some_and(|topic| topic == message.topic)
+        self.dashboard_status()
+            .is_some_and(|topic| topic == message.topic)
     }
 
     /// What the broker says for us when we are gone, and we say when we leave.
@@ -69,7 +70,11 @@ impl Presence {
         )];
         if let Some(prefix) = &self.discovery {
             let topic = format!("{prefix}/device/{}/config", self.object_id());
-            messages.push(Message::retained(topic, self.device(info).to_string(), true));
+            messages.push(Message::retained(
+                topic,
+                self.device(info).to_string(),
+                true,
+            ));
         }
         // Last, so that whoever waits for it finds the rest.
         messages.push(Message::retained(self.topics.state(), "online", false));
@@ -78,7 +83,13 @@ impl Presence {
 
     /// Home Assistant allows letters, digits, `_` and `-`.
     fn object_id(&self) -> String {
-        let clean = |c: char| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' };
+        let clean = |c: char| {
+            if c.is_ascii_alphanumeric() || c == '-' {
+                c
+            } else {
+                '_'
+            }
+        };
         format!("glmd_{}", self.node.chars().map(clean).collect::<String>())
     }
 
@@ -164,10 +175,20 @@ mod tests {
     #[test]
     fn online_is_said_last_and_everything_stays_with_the_broker() {
         let messages = presence().birth(&info());
-        assert!(messages.iter().all(|m| m.retain && m.qos == Qos::AtLeastOnce));
+        assert!(
+            messages
+                .iter()
+                .all(|m| m.retain && m.qos == Qos::AtLeastOnce)
+        );
         let last = messages.last().expect("messages");
-        assert_eq!((last.topic.as_str(), &last.payload[..]), ("glmd/küche 1/state", &b"online"[..]));
-        assert_eq!(messages[1].topic, "homeassistant/device/glmd_k_che_1/config");
+        assert_eq!(
+            (last.topic.as_str(), &last.payload[..]),
+            ("glmd/küche 1/state", &b"online"[..])
+        );
+        assert_eq!(
+            messages[1].topic,
+            "homeassistant/device/glmd_k_che_1/config"
+        );
     }
 
     #[test]

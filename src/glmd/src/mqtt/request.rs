@@ -141,7 +141,8 @@ pub fn read(message: &Incoming, topics: &Topics, allowed: &[String]) -> Read {
     let too_long = reply.correlation.as_ref().map_or(0, Bytes::len) > MAX_CORRELATION
         || (reply.transaction.as_ref()).is_some_and(|t| t.to_string().len() > MAX_CORRELATION);
     if too_long {
-        let message = format!("correlation data or `transaction` is longer than {MAX_CORRELATION} bytes");
+        let message =
+            format!("correlation data or `transaction` is longer than {MAX_CORRELATION} bytes");
         let reply = ReplyTo {
             correlation: None,
             transaction: None,
@@ -274,12 +275,21 @@ mod tests {
         message.response_topic = None;
         assert_eq!(request(&message).reply.topic, "clients/9");
         message.payload = r#"{"text":"a"}"#.into();
-        assert_eq!(request(&message).reply.topic, "glmd/kitchen/response/infill");
+        assert_eq!(
+            request(&message).reply.topic,
+            "glmd/kitchen/response/infill"
+        );
     }
 
     #[test]
     fn nobody_makes_us_publish_where_we_may_not() {
-        for topic in ["home/door/unlock", "clients/+", "$SYS/x", "", "glmd/kitchen/request/infill"] {
+        for topic in [
+            "home/door/unlock",
+            "clients/+",
+            "$SYS/x",
+            "",
+            "glmd/kitchen/request/infill",
+        ] {
             let mut message = asking(&json!({"text": "a"}));
             message.response_topic = Some(topic.to_owned());
             let read = read(&message, &topics(), &allowed());
@@ -291,7 +301,10 @@ mod tests {
     fn a_retained_request_is_ignored() {
         let mut message = asking(&json!({"text": "a"}));
         message.retained = true;
-        assert_eq!(read(&message, &topics(), &allowed()), Read::Ignored("retained"));
+        assert_eq!(
+            read(&message, &topics(), &allowed()),
+            Read::Ignored("retained")
+        );
     }
 
     #[test]
@@ -328,7 +341,10 @@ mod tests {
         let Read::Refused(reply, detail) = read(&message, &topics(), &allowed()) else {
             panic!("no refusal")
         };
-        assert_eq!((reply.topic.as_str(), detail.code.as_str()), ("clients/1", "bad_input"));
+        assert_eq!(
+            (reply.topic.as_str(), detail.code.as_str()),
+            ("clients/1", "bad_input")
+        );
     }
 
     proptest! {

@@ -430,7 +430,8 @@ impl<A: Answering> Session<A> {
             // Who cancelled it has answered already.
             Err(error) if error.is_cancelled() => {}
             Err(error) => {
-                let find = |(key, task): (&Key, &AbortHandle)| (task.id() == error.id()).then_some(*key);
+                let find =
+                    |(key, task): (&Key, &AbortHandle)| (task.id() == error.id()).then_some(*key);
                 if let Some(key) = self.running.iter().find_map(find) {
                     let text = "answering the request panicked; the daemon's log says where";
                     let detail = ErrorDetail::new(ErrorKind::ServerError, "internal", text);
@@ -593,7 +594,8 @@ impl<A: Answering> Session<A> {
                 "outbox_bytes": self.outbox.bytes(), "dropped": self.outbox.dropped(),
             });
             let topic = self.options.presence.topics().stats();
-            self.outbox.put(Class::State, Message::passing(topic, stats.to_string()));
+            self.outbox
+                .put(Class::State, Message::passing(topic, stats.to_string()));
         }
         self.level = level;
     }
@@ -650,7 +652,10 @@ impl<A: Answering> Session<A> {
         if let Some(left) = turn.left {
             let left = u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1);
             let asked = fields.get("deadline_ms").and_then(Value::as_u64);
-            fields.insert("deadline_ms".to_owned(), asked.map_or(left, |a| a.min(left)).into());
+            fields.insert(
+                "deadline_ms".to_owned(),
+                asked.map_or(left, |a| a.min(left)).into(),
+            );
         }
         let streams = fields.get("stream").and_then(Value::as_bool) == Some(true);
         if streams {
@@ -748,7 +753,8 @@ async fn ask_patiently<A: Answering>(
             return outcome;
         };
         let passing = matches!(detail.kind, ErrorKind::Overloaded | ErrorKind::Unavailable);
-        let wait = Duration::from_millis(detail.retry_after_ms.unwrap_or(0)).clamp(RETRY.0, RETRY.1);
+        let wait =
+            Duration::from_millis(detail.retry_after_ms.unwrap_or(0)).clamp(RETRY.0, RETRY.1);
         if !passing || Instant::now() + wait >= until {
             return outcome;
         }

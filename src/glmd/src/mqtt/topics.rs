@@ -154,7 +154,10 @@ mod tests {
         let filters = topics.filters();
         assert_eq!(filters.len(), 9);
         assert!(filters.contains(&"$share/g/glmd/pool/p/request/infill".to_owned()));
-        assert_eq!(topics.asked("glmd/pool/p/request/chat"), Some(Asked::Op(Op::Chat)));
+        assert_eq!(
+            topics.asked("glmd/pool/p/request/chat"),
+            Some(Asked::Op(Op::Chat))
+        );
         assert_eq!(topics.asked("glmd/n1/request/cancel"), Some(Asked::Cancel));
         assert_eq!(topics.asked("glmd/n2/request/infill"), None);
         assert_eq!(topics.asked("glmd/n1/request/infill/x"), None);

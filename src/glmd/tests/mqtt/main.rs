@@ -53,7 +53,10 @@ async fn a_request_is_acknowledged_when_the_broker_has_its_answer() {
     assert_eq!(answer.correlation, Some(vec![7]));
     assert_eq!(answer.qos, 1);
     let body = answer.json();
-    assert_eq!((&body["status"], &body["data"]["text"]), (&json!("ok"), &json!("HELLO")));
+    assert_eq!(
+        (&body["status"], &body["data"]["text"]),
+        (&json!("ok"), &json!("HELLO"))
+    );
     // Not before: the next packets are still about other things.
     line.publish(&Publish {
         qos: 0,
@@ -281,8 +284,14 @@ async fn cancel_ends_the_computation_and_answers_both() {
         line.acknowledge(answer.id).await;
         bodies.push(answer.json());
     }
-    assert!(bodies.iter().any(|b| b["data"]["cancelled"] == true), "{bodies:?}");
-    assert!(bodies.iter().any(|b| b["error"]["code"] == "cancelled"), "{bodies:?}");
+    assert!(
+        bodies.iter().any(|b| b["data"]["cancelled"] == true),
+        "{bodies:?}"
+    );
+    assert!(
+        bodies.iter().any(|b| b["error"]["code"] == "cancelled"),
+        "{bodies:?}"
+    );
     assert_eq!(echo.cancelled(), ["forever"]);
 }
 
@@ -338,7 +347,9 @@ async fn a_chatty_client_does_not_delay_a_quiet_one() {
 #[tokio::test]
 async fn answers_survive_any_number_of_deaths() {
     let (broker, folder, echo) = (Broker::start().await, folder(), Echo::default());
-    let requests: Vec<Publish> = (1..=20).map(|id| asking(id, &format!("text {id}"))).collect();
+    let requests: Vec<Publish> = (1..=20)
+        .map(|id| asking(id, &format!("text {id}")))
+        .collect();
     let mut answers: Vec<Option<Vec<u8>>> = vec![None; requests.len()];
     let mut open: Vec<usize> = (0..requests.len()).collect();
     let mut round = 0;
@@ -347,7 +358,11 @@ async fn answers_survive_any_number_of_deaths() {
         let mut line = broker.serve(RESUMED).await;
         for index in &open {
             let request = &requests[*index];
-            let sent = if round == 0 { request.clone() } else { again(request) };
+            let sent = if round == 0 {
+                request.clone()
+            } else {
+                again(request)
+            };
             line.publish(&sent).await;
         }
         // Each life takes a few answers to the broker and dies.
@@ -382,11 +397,27 @@ async fn nonsense_is_answered_or_ignored_and_hurts_nobody() {
     let (broker, folder, echo) = (Broker::start().await, folder(), Echo::default());
     let _node = Node::start(broker.address(), folder.path(), echo, |_| {});
     let mut line = broker.serve(Accept::default()).await;
-    let payloads: [&[u8]; 6] = [b"", b"[", b"\xff\xfe", b"7", b"{\"reply_to\":1}", &[b'['; 9000]];
+    let payloads: [&[u8]; 6] = [
+        b"",
+        b"[",
+        b"\xff\xfe",
+        b"7",
+        b"{\"reply_to\":1}",
+        &[b'['; 9000],
+    ];
     let mut id = 0;
     for payload in payloads {
-        for topic in ["glmd/n1/request/infill", "glmd/n1/request/cancel", "other/topic"] {
-            for response_topic in [None, Some("glmd/clients/x"), Some("not/allowed"), Some("a/#")] {
+        for topic in [
+            "glmd/n1/request/infill",
+            "glmd/n1/request/cancel",
+            "other/topic",
+        ] {
+            for response_topic in [
+                None,
+                Some("glmd/clients/x"),
+                Some("not/allowed"),
+                Some("a/#"),
+            ] {
                 id += 1;
                 line.publish(&Publish {
                     id,

@@ -71,7 +71,9 @@ impl Answering for Echo {
         let mut begun = Begun(self.clone(), Some(text.clone()));
         if let Some(pieces) = &ask.pieces {
             for word in text.split(' ') {
-                pieces.send(json!({ "delta": word }).to_string().into_bytes()).await;
+                pieces
+                    .send(json!({ "delta": word }).to_string().into_bytes())
+                    .await;
             }
         }
         assert_ne!(text, "panic", "as asked");
@@ -82,8 +84,14 @@ impl Answering for Echo {
             tokio::time::sleep(Duration::from_millis(300)).await;
         }
         begun.1 = None;
-        let text = if text == "long" { "x".repeat(5000) } else { text.to_uppercase() };
-        Ok(json!({"text": text, "number": number}).to_string().into_bytes())
+        let text = if text == "long" {
+            "x".repeat(5000)
+        } else {
+            text.to_uppercase()
+        };
+        Ok(json!({"text": text, "number": number})
+            .to_string()
+            .into_bytes())
     }
 
     fn info(&self) -> Value {
@@ -103,7 +111,12 @@ pub struct Node {
 
 impl Node {
     /// Starts a node with its journal in `folder`.
-    pub fn start(broker: SocketAddr, folder: &Path, echo: Echo, change: impl FnOnce(&mut Mqtt)) -> Self {
+    pub fn start(
+        broker: SocketAddr,
+        folder: &Path,
+        echo: Echo,
+        change: impl FnOnce(&mut Mqtt),
+    ) -> Self {
         let mut config = Mqtt {
             broker: Some(format!("mqtt://{broker}")),
             node: Some("n1".to_owned()),

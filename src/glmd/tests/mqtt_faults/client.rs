@@ -128,7 +128,8 @@ impl Client {
             options.set_keep_alive(Duration::from_secs(5));
             options.set_max_packet_size(Some(1 << 20));
             let (client, mut connection) = AsyncClient::new(options, 2 * OPEN);
-            self.talk(&client, &mut connection, &mut to_send, &mut open).await;
+            self.talk(&client, &mut connection, &mut to_send, &mut open)
+                .await;
             to_send.extend(open.drain(..).map(|o| o.prompt));
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
@@ -162,7 +163,8 @@ impl Client {
                 Event::Incoming(Packet::Publish(publish)) => {
                     let properties = publish.properties.unwrap_or_default();
                     let correlation = properties.correlation_data.expect("correlation data");
-                    self.tally.answer(correlation.to_vec(), publish.payload.to_vec());
+                    self.tally
+                        .answer(correlation.to_vec(), publish.payload.to_vec());
                 }
                 Event::Incoming(Packet::PubAck(ack)) => {
                     if let Some(prompt) = ids.remove(&ack.pkid) {

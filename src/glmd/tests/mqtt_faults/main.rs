@@ -88,7 +88,9 @@ async fn run(plan: Plan, program: &std::path::Path) -> bool {
     for fault in 0..faults {
         // Spread over the work, so that each finds requests under way.
         let due = all * (fault + 1) / (faults + 1);
-        tally.wait_for_answers(due.min(all / 2 + fault), PATIENCE).await;
+        tally
+            .wait_for_answers(due.min(all / 2 + fault), PATIENCE)
+            .await;
         match fault % 3 {
             0 => {
                 glmd.kill().await;
@@ -105,14 +107,26 @@ async fn run(plan: Plan, program: &std::path::Path) -> bool {
         client.abort();
     }
     let seen = tally.report();
-    println!("prompts                              {all} from {} clients", plan.clients);
-    println!("mosquitto restarted / glmd killed -9 {} / {}", plan.rounds, plan.rounds);
-    println!("link cut                             {} times for {:?}", plan.rounds, plan.cut);
+    println!(
+        "prompts                              {all} from {} clients",
+        plan.clients
+    );
+    println!(
+        "mosquitto restarted / glmd killed -9 {} / {}",
+        plan.rounds, plan.rounds
+    );
+    println!(
+        "link cut                             {} times for {:?}",
+        plan.rounds, plan.cut
+    );
     println!("answered                             {}", seen.answered);
     println!("repeated deliveries, same bytes      {}", seen.repeated);
     println!("two different answers                {}", seen.differing);
     println!("answered with an error               {}", seen.errors);
-    println!("time                                 {:.1?}", began.elapsed());
+    println!(
+        "time                                 {:.1?}",
+        began.elapsed()
+    );
     glmd.stop().await;
     complete && seen.answered == all && seen.differing == 0 && seen.errors == 0
 }

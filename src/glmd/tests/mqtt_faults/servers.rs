@@ -30,10 +30,14 @@ pub struct Mosquitto {
 impl Mosquitto {
     /// Where the program is.
     pub fn find() -> Option<PathBuf> {
-        ["/usr/sbin/mosquitto", "/usr/bin/mosquitto", "/usr/local/sbin/mosquitto"]
-            .iter()
-            .map(PathBuf::from)
-            .find(|path| path.exists())
+        [
+            "/usr/sbin/mosquitto",
+            "/usr/bin/mosquitto",
+            "/usr/local/sbin/mosquitto",
+        ]
+        .iter()
+        .map(PathBuf::from)
+        .find(|path| path.exists())
     }
 
     pub async fn start(program: &Path, folder: &Path) -> Self {
@@ -170,8 +174,8 @@ fn model() -> PathBuf {
     if out.join("glm.json").exists() {
         return out;
     }
-    let source = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../../tests/fixtures/checkpoints/glm-post");
+    let source =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/checkpoints/glm-post");
     let watch = |_| std::ops::ControlFlow::Continue(());
     let options = glm_onnx::export::Options::default();
     match glm_onnx::export::export(&source, &out, &options, &watch) {

@@ -130,9 +130,7 @@ impl Address {
         let default = if secure { 8883 } else { 1883 };
         // An IPv6 address stands in brackets, which the resolver wants to see too.
         let (host, port) = match rest.rsplit_once(':') {
-            Some((host, port)) if !port.ends_with(']') => {
-                (host, port.parse().map_err(|_| bad())?)
-            }
+            Some((host, port)) if !port.ends_with(']') => (host, port.parse().map_err(|_| bad())?),
             _ => (rest, default),
         };
         let colons = host.contains(':') && !host.starts_with('[');
@@ -191,14 +189,17 @@ fn client_config(files: &TlsFiles) -> Result<Arc<ClientConfig>, BadAddress> {
                 path: key.clone(),
                 reason,
             };
-            let private =
-                PrivateKeyDer::from_pem_file(key).map_err(|e| bad_key(e.to_string()))?;
+            let private = PrivateKeyDer::from_pem_file(key).map_err(|e| bad_key(e.to_string()))?;
             builder
                 .with_client_auth_cert(chain, private)
                 .map_err(|e| bad_key(e.to_string()))?
         }
     };
-    config.alpn_protocols = files.alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+    config.alpn_protocols = files
+        .alpn
+        .iter()
+        .map(|name| name.as_bytes().to_vec())
+        .collect();
     Ok(Arc::new(config))
 }
 
@@ -239,8 +240,14 @@ mod tests {
             assert_eq!(shown(text).expect(text), expected);
         }
         for bad in [
-            "broker", "http://x", "mqtt://", "mqtt://a:b", "mqtt://::1", "unix://m.sock",
-            "mqtt://user@host", "mqtt://host/path",
+            "broker",
+            "http://x",
+            "mqtt://",
+            "mqtt://a:b",
+            "mqtt://::1",
+            "unix://m.sock",
+            "mqtt://user@host",
+            "mqtt://host/path",
         ] {
             assert!(shown(bad).is_err(), "{bad}");
         }
@@ -258,6 +265,9 @@ mod tests {
         let told = Address::parse("mqtts://broker", &tls)
             .expect_err("no certificate")
             .to_string();
-        assert!(told.contains("mqtt.ca_file") && told.contains("ca.pem"), "{told}");
+        assert!(
+            told.contains("mqtt.ca_file") && told.contains("ca.pem"),
+            "{told}"
+        );
     }
 }

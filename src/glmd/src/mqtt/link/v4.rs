@@ -115,10 +115,12 @@ fn incoming(packet: Packet, sent: &mut Sent, limit: usize) -> Option<Event> {
                 ..Incoming::default()
             }),
         }),
-        Packet::PubAck(ack) => sent.acknowledged(ack.pkid).map(|index| Event::Acknowledged {
-            index,
-            refused: None,
-        }),
+        Packet::PubAck(ack) => sent
+            .acknowledged(ack.pkid)
+            .map(|index| Event::Acknowledged {
+                index,
+                refused: None,
+            }),
         _ => Some(Event::Progress),
     }
 }

@@ -42,9 +42,7 @@ pub(super) fn options(settings: &Settings) -> MqttOptions {
         qos: qos(will.qos),
         retain: will.retain,
         properties: Some(LastWillProperties {
-            delay_interval: Some(
-                u32::try_from(settings.will_delay.as_secs()).unwrap_or(u32::MAX),
-            ),
+            delay_interval: Some(u32::try_from(settings.will_delay.as_secs()).unwrap_or(u32::MAX)),
             payload_format_indicator: Some(1),
             message_expiry_interval: None,
             content_type: None,
@@ -116,7 +114,9 @@ pub(super) async fn run(mut eventloop: EventLoop, events: mpsc::Sender<Event>) {
                 Some(Event::Progress)
             }
             // A packet id came round while its last use is open: this state is where rumqttc gets stuck.
-            Ok(Raw::Outgoing(Outgoing::AwaitAck(_))) => Some(gone("the broker does not acknowledge")),
+            Ok(Raw::Outgoing(Outgoing::AwaitAck(_))) => {
+                Some(gone("the broker does not acknowledge"))
+            }
             Ok(Raw::Outgoing(_)) => Some(Event::Progress),
             Err(error) => Some(Event::Lost(lost(&error))),
         };
