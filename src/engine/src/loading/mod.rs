@@ -100,6 +100,8 @@ pub fn open(folder: &Path, options: &Options) -> Result<Model> {
     stay_on(&threads);
     let (backend, mut report) = choose::choose(&directory, options, &threads, &search)?;
     report.elapsed = started.elapsed();
+    report.quantisation =
+        (directory.manifest.as_ref()).map(|manifest| manifest.quantisation.layers.to_string());
     tell(&directory, &report);
     let capabilities = backend.capabilities().clone();
     Ok(Model {

@@ -70,6 +70,8 @@ pub struct Report {
     pub library: Option<(PathBuf, String)>,
     /// Libraries that do not, and why.
     pub unusable: Vec<(PathBuf, String)>,
+    /// Numbers of the weights of the layers, such as `int8/32`; `None` for models without a manifest.
+    pub quantisation: Option<String>,
     /// Threads of a step.
     pub threads: usize,
     /// Processors they stay on; empty for all.

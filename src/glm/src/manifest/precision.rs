@@ -1,5 +1,7 @@
 //! How exactly the weights of an exported model are kept.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 /// How the parts of a model are kept. Norms, biases and position tables are always f32.
@@ -46,6 +48,24 @@ impl Number {
     #[must_use]
     pub const fn is_integer(self) -> bool {
         matches!(self, Self::Int8 | Self::Int4 | Self::Int4Zp)
+    }
+}
+
+impl fmt::Display for Kept {
+    /// `int8/32`, `int4/row`, `f32`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.number {
+            Number::F32 => "f32",
+            Number::F16 => "f16",
+            Number::Int8 => "int8",
+            Number::Int4 => "int4",
+            Number::Int4Zp => "int4-zp",
+        })?;
+        match self.block {
+            None => Ok(()),
+            Some(Block::Of(length)) => write!(f, "/{length}"),
+            Some(Block::Row) => f.write_str("/row"),
+        }
     }
 }
 

@@ -32,9 +32,9 @@ impl Service {
                 backend_reason: info.report.backend_reason().unwrap_or_default(),
                 operations: operations(&info),
                 tasks: info.tasks.keys().cloned().collect(),
+                quantisation: info.report.quantisation.clone().unwrap_or_default(),
                 sha256: info.digest.clone(),
                 max_tokens: info.capabilities.max_tokens,
-                ..ModelStatus::default()
             }),
             level: engine.level.name().to_owned(),
             level_reason: reason(engine.report.as_ref()),

@@ -104,6 +104,8 @@ mod tests {
         };
         let daemon = place.start();
         place.wait_until_ready();
+        let status = place.ask("GET /v1/status HTTP/1.1\r\n\r\n").json();
+        assert_eq!(status["model"]["quantisation"], "f32");
         let infill = post(
             "/v1/infill",
             r#"{"text":"the lamp in the [MASK]","max_tokens":4}"#,
