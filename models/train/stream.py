@@ -26,6 +26,8 @@ PHASES = [
            "topic": .20, "severity": .10, "intent_en": .20, "intent_zh": .06}, (0.1, 0.3), 4.0),
     (903, {"wiki": .10, "help": .13, "device": .10, "recipes": .01, "wordnet": .02, "zh": .01,
            "topic": .23, "severity": .11, "intent_en": .23, "intent_zh": .06}, (0.05, 0.25), 12.0),
+    (1311, {"wiki": .06, "help": .08, "device": .07, "recipes": 0, "wordnet": .01, "zh": .01,
+            "topic": .34, "severity": .13, "intent_en": .24, "intent_zh": .06}, (0.05, 0.2), 12.0),
 ]
 
 
