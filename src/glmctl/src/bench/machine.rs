@@ -46,30 +46,16 @@ fn sum(values: &[u64]) -> u64 {
         .fold(0, |sum, value| sum.wrapping_add(*value))
 }
 
-/// Resident memory of this process, in bytes.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Resident {
-    /// Anonymous: heap, stacks and caches.
-    pub anonymous: u64,
-    /// Pages of files, which the system can drop and read again.
-    pub file: u64,
-}
-
-/// Reads `/proc/self/status`; zero where there is none.
-pub fn resident() -> Resident {
+/// Anonymous memory of this process (heap, stacks, caches) in bytes; zero where `/proc/self/status` does not tell.
+/// Mapped weights are not in it: the system can drop and read them again.
+pub fn anonymous() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let field = |name: &str| {
-        status
-            .lines()
-            .find_map(|line| line.strip_prefix(name)?.split_whitespace().next())
-            .and_then(|kib| kib.parse::<u64>().ok())
-            .unwrap_or(0)
-            * 1024
-    };
-    Resident {
-        anonymous: field("RssAnon:"),
-        file: field("RssFile:"),
-    }
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:")?.split_whitespace().next())
+        .and_then(|kib| kib.parse::<u64>().ok())
+        .unwrap_or(0)
+        * 1024
 }
 
 /// Runnable processes of the last minute, on average: figures of a busy machine mean little.

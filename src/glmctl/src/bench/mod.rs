@@ -135,7 +135,7 @@ impl Bench {
             engine.step().map_err(Failure::Measurement)?;
         }
         let kv = backend.memory().kv_resident.0;
-        let taken = machine::resident().anonymous.saturating_sub(before);
+        let taken = machine::anonymous().saturating_sub(before);
         report.anon_mib = mib(taken.saturating_sub(kv));
         self.figures(&graph, &options, &spec, backend.as_mut(), &bar, &mut report)?;
         bar.done();
@@ -152,7 +152,7 @@ impl Bench {
         let mut failed = None;
         for kind in kinds {
             let _ = loading::find_library(options);
-            let before = machine::resident().anonymous;
+            let before = machine::anonymous();
             let started = Instant::now();
             match loading::open_graph(graph, LONGEST, kind, options) {
                 Ok(backend) => return Ok((backend, started.elapsed(), before)),

@@ -160,7 +160,7 @@ mod tests {
             scores: [("debug", 0.02), ("error", 0.9), ("warning", 0.08)]
                 .map(|(l, p)| (l.to_owned(), p))
                 .into(),
-            logprobs: BTreeMap::new(),
+            ..Verdict::default()
         };
         let expected = format!(
             "error    0.900  {}\nwarning  0.080  ██\ndebug    0.020\n",
