@@ -18,7 +18,11 @@ ORT_LIB = $(abspath $(ORT_DIR)/libonnxruntime.so.$(ORT_VERSION))
 # What `make run` serves.
 MODEL ?= models/glm-mini
 
-.PHONY: help run test bench faults lint check-units clean onnxruntime tokenizers train train-env train-data train-smoke
+# What checks exported models from outside; rebuilt when its requirements change.
+PYTHON_ENV := target/python
+PYTHON_STAMP = $(PYTHON_ENV)/$(shell cat tests/python/requirements*.txt | sha256sum | cut -c1-16)
+
+.PHONY: help run test bench faults lint check-units clean onnxruntime tokenizers train train-env train-data train-smoke python-env python-tests
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | column -t -s:
@@ -61,14 +65,33 @@ tokenizers: ## Fetch released tokenizer files from a wheel into target/
 	  test -f $(TOKENIZERS)/cog-pretrain.model && rm -rf $(TOKENIZERS).part; \
 	} || echo "SwissArmyTransformer $(SAT_VERSION) could not be fetched: tests of its tokenizer files are skipped."
 
-test: onnxruntime tokenizers ## Every fast test
+python-env: ## Set up the Python that checks exported models from outside
+	@test -f $(PYTHON_STAMP) || { \
+	  rm -rf $(PYTHON_ENV) && python3 -m venv $(PYTHON_ENV) && \
+	  $(PYTHON_ENV)/bin/pip install --quiet --disable-pip-version-check --only-binary=:all: \
+	    -r tests/python/requirements.txt && { \
+	    $(PYTHON_ENV)/bin/pip install --quiet --disable-pip-version-check --only-binary=:all: \
+	      -r tests/python/requirements-genai.txt || \
+	    echo "onnxruntime-genai has no wheel for this machine: its tests are skipped."; \
+	  } && touch $(PYTHON_STAMP); \
+	} || echo "The packages of tests/python could not be installed: its tests are skipped."
+
+python-tests: python-env ## Run exported fixtures in onnxruntime and onnxruntime-genai
+	@if test -f $(PYTHON_STAMP); then \
+	  $(CARGO) build --locked -p glmctl && cd tests/python && \
+	  timeout 300 $(abspath $(PYTHON_ENV))/bin/python -m unittest; \
+	fi
+
+test: onnxruntime tokenizers python-env ## Every fast test
 	@if test -f $(ORT_LIB); then export ORT_DYLIB_PATH=$(ORT_LIB); fi; \
 	$(CARGO) test --locked --workspace
+	$(MAKE) --no-print-directory python-tests
 
-bench: ## What kernels, scheduler and daemon cost, and whether the engine's memory stays flat
+bench: ## What kernels, scheduler, export and daemon cost, and whether the engine's memory stays flat
 	$(CARGO) bench --locked -p glm-kernels --bench kernels
 	$(CARGO) bench --locked -p glm-engine --bench scheduler
 	$(CARGO) bench --locked -p glm-engine --bench soak
+	$(CARGO) bench --locked -p glm-onnx --bench export
 	$(CARGO) bench --locked -p glmd --bench overhead
 
 faults: ## The engine beside a hog under a hard memory limit, ten times
