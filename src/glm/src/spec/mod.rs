@@ -1,7 +1,7 @@
 //! What a checkpoint is: one [`ModelSpec`] describes every GLM family.
 //!
 //! The families differ in data, not in code paths: norm placement, activation,
-//! position encoding, biases, visibility and special ids. [`classify`] reads
+//! position encoding, biases, visibility and special ids. [`ModelSpec::from_config`] reads
 //! them from the keys of `config.json`; the exporter turns them into a graph
 //! and the prompt builder into positions.
 //!
