@@ -55,9 +55,6 @@ TASKS = {
         "kind": "infill", "max_tokens": 64,
         "description": "A smart-home sentence (English or Chinese) as compact JSON.",
         "pattern": "{text} [gMASK]"},
-    "define": {
-        "kind": "infill", "max_tokens": 48, "description": "A short definition of a word.",
-        "pattern": "{text}: [gMASK]"},
 }
 
 
