@@ -298,10 +298,12 @@ impl Shared {
         let old = self.config();
         let new = match &self.sources {
             Some(sources) => {
-                let loaded = load(sources).map_err(|e| {
-                    ErrorDetail::new(ErrorKind::Conflict, "bad_config", e.to_string())
-                })?;
-                loaded.config
+                let sources = sources.clone();
+                let read = tokio::task::spawn_blocking(move || load(&sources));
+                let bad =
+                    |reason: String| ErrorDetail::new(ErrorKind::Conflict, "bad_config", reason);
+                let loaded = read.await.map_err(|e| bad(e.to_string()))?;
+                loaded.map_err(|e| bad(e.to_string()))?.config
             }
             None => old.clone(),
         };

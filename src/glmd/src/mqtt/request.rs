@@ -83,7 +83,7 @@ pub enum Read {
     /// A request.
     Request(Box<Request>),
     /// A request that is refused, with where to say so.
-    Refused(ReplyTo, ErrorDetail),
+    Refused(ReplyTo, Box<ErrorDetail>),
     /// Nothing that can be answered: acknowledged and counted.
     Ignored(&'static str),
 }
@@ -113,9 +113,9 @@ pub fn read(message: &Incoming, topics: &Topics, allowed: &[String]) -> Read {
                         topic: topic.clone(),
                         ..reply
                     },
-                    detail,
+                    Box::new(detail),
                 ),
-                _ => Read::Refused(reply, detail),
+                _ => Read::Refused(reply, Box::new(detail)),
             };
         }
     };
@@ -148,7 +148,7 @@ pub fn read(message: &Incoming, topics: &Topics, allowed: &[String]) -> Read {
             transaction: None,
             ..reply
         };
-        return Read::Refused(reply, bad("transaction", message));
+        return Read::Refused(reply, Box::new(bad("transaction", message)));
     }
     let identified = reply.correlation.is_some() || reply.transaction.is_some();
     let name = name(&reply);
@@ -157,7 +157,7 @@ pub fn read(message: &Incoming, topics: &Topics, allowed: &[String]) -> Read {
         Asked::Op(op) => Work::Ask { op, fields },
         Asked::Cancel => match cancelled(&fields, &reply) {
             Ok(target) => Work::Cancel(target),
-            Err(detail) => return Read::Refused(reply, detail),
+            Err(detail) => return Read::Refused(reply, Box::new(detail)),
         },
     };
     Read::Request(Box::new(Request {

@@ -152,6 +152,9 @@ struct Line {
     alive: Instant,
 }
 
+/// A piece of the answer to a request.
+type Piece = (Key, Vec<u8>);
+
 /// The state of the task.
 pub struct Session<A> {
     settings: Settings,
@@ -171,7 +174,7 @@ pub struct Session<A> {
     next_answer: u64,
     tasks: JoinSet<(Key, Result<Vec<u8>, ErrorDetail>)>,
     running: HashMap<Key, AbortHandle>,
-    pieces: (mpsc::Sender<(Key, Vec<u8>)>, mpsc::Receiver<(Key, Vec<u8>)>),
+    pieces: (mpsc::Sender<Piece>, mpsc::Receiver<Piece>),
     streamed: HashMap<Key, Streamed>,
     chunks_at: Instant,
     /// When to look at the level again, and when to tell everything.
@@ -334,7 +337,7 @@ impl<A: Answering> Session<A> {
                 events::ignored(reason);
                 self.settle(delivery);
             }
-            Read::Refused(reply, detail) => self.refuse(&reply, detail, delivery),
+            Read::Refused(reply, detail) => self.refuse(&reply, *detail, delivery),
             Read::Request(request) => self.on_request(*request, message.redelivered, delivery, now),
         }
     }
