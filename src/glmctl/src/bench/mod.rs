@@ -210,8 +210,7 @@ impl Bench {
             );
         }
         // The last case, of ragged texts, is still held.
-        drop(engine);
-        report.kv_mib = mib(backend.memory().kv_used.0);
+        report.kv_mib = mib(engine.memory().kv_used.0);
         Ok(())
     }
 

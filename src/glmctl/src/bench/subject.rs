@@ -2,7 +2,7 @@
 
 use glm::spec::Visibility;
 use glm::{ModelSpec, Position, TokenId};
-use glm_engine::backend::{Backend, Row, SeqId, Step};
+use glm_engine::backend::{Backend, MemoryUse, Row, SeqId, Step};
 
 /// Something that encodes prompts and continues many texts at once.
 pub trait Subject {
@@ -32,6 +32,11 @@ impl<'a> Engine<'a> {
             held: Vec::new(),
             next: 0,
         }
+    }
+
+    /// Memory that the backend holds.
+    pub fn memory(&self) -> MemoryUse {
+        self.backend.memory()
     }
 
     fn clear(&mut self) {
@@ -78,6 +83,13 @@ impl<'a> Engine<'a> {
         self.next += 1;
         self.held.push((seq, length));
         self.run(self.rows(seq, 0, length))
+    }
+}
+
+impl Drop for Engine<'_> {
+    /// The next one counts its texts from 0 again.
+    fn drop(&mut self) {
+        self.clear();
     }
 }
 
