@@ -87,12 +87,14 @@ test: onnxruntime tokenizers python-env ## Every fast test
 	$(CARGO) test --locked --workspace
 	$(MAKE) --no-print-directory python-tests
 
-bench: ## What kernels, scheduler, export and daemon cost, and whether the engine's memory stays flat
+bench: onnxruntime ## What kernels, scheduler, export and daemon cost, what clients feel, and whether memory stays flat
 	$(CARGO) bench --locked -p glm-kernels --bench kernels
 	$(CARGO) bench --locked -p glm-engine --bench scheduler
 	$(CARGO) bench --locked -p glm-engine --bench soak
 	$(CARGO) bench --locked -p glm-onnx --bench export
 	$(CARGO) bench --locked -p glmd --bench overhead
+	@if test -f $(ORT_LIB); then export ORT_DYLIB_PATH=$(ORT_LIB); fi; \
+	$(CARGO) bench --locked -p glm-engine --bench serving
 
 faults: ## The engine beside a hog under a hard memory limit, ten times
 	$(CARGO) test --locked -p glm-engine --test faults -- --runs $(or $(RUNS),10)

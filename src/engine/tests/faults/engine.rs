@@ -2,18 +2,21 @@
 
 use std::collections::HashMap;
 use std::io::BufRead;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
 use glm::TokenId;
+use glm::spec::Visibility;
+use glm_engine::loading::{Loader, Options};
 use glm_engine::memory::telemetry::{Detail, Machine, Telemetry};
 use glm_engine::memory::{Governor, Settings};
 use glm_engine::model::ModelSource;
 use glm_engine::request::Work;
 use glm_engine::units::{Bytes, Priority, SystemClock};
-use glm_engine::{Config, Drain, Engine, EngineHandle, Error, Event, Request};
+use glm_engine::{Config, Drain, Engine, EngineHandle, Event, Request};
 
 use crate::group;
 use crate::support::{context, dice, generate, ids};
@@ -108,15 +111,11 @@ pub fn run(arguments: &[String]) {
     );
 }
 
-/// The model of a directory.
-fn real(
-    folder: std::path::PathBuf,
-) -> impl FnMut() -> glm_engine::Result<glm_engine::model::Model> + Send {
-    move || {
-        Err(Error::Load {
-            reason: format!("{} cannot be opened yet", folder.display()),
-        })
-    }
+/// The model of a directory, with the libonnxruntime that `ORT_DYLIB_PATH` names or the machine has.
+fn real(folder: PathBuf) -> Loader {
+    let library = std::env::var_os("ORT_DYLIB_PATH").map(PathBuf::from);
+    let options = Options::of_process(library).expect("a running program has a name");
+    Loader { folder, options }
 }
 
 fn sample(handle: &EngineHandle, stop: &AtomicBool) {
@@ -202,7 +201,18 @@ fn request(kind: u64, handle: &EngineHandle) -> Request {
     let dice = dice(5, kind);
     let length = 8 + usize::try_from(dice % 160).unwrap_or(0);
     let max_tokens = 8 + usize::try_from((dice >> 8) % 56).unwrap_or(0);
-    let mut request = generate(&context(&ids(kind, length), 0), 1, max_tokens, kind);
+    let model = handle.model();
+    // Part A is read in both directions.
+    let bidirectional = match model.as_ref().map(|model| model.spec.visibility()) {
+        Some(Visibility::PrefixLm) => length,
+        _ => 0,
+    };
+    let mut request = generate(
+        &context(&ids(kind, length), bidirectional),
+        1,
+        max_tokens,
+        kind,
+    );
     if let Work::Generate(work) = &mut request.work {
         work.sampling.logprobs = None;
     }
@@ -211,7 +221,7 @@ fn request(kind: u64, handle: &EngineHandle) -> Request {
         1 => Priority::High,
         _ => Priority::Normal,
     };
-    if let Some(model) = handle.model() {
+    if let Some(model) = model {
         request.epoch = model.epoch;
     }
     request
