@@ -171,6 +171,9 @@ pub struct Plan {
 const MAX_PASSWORD: u64 = 64 << 10;
 /// Wait before the broker says that we are gone: hides a short loss of Wi-Fi.
 const WILL_DELAY: Duration = Duration::from_secs(8);
+/// Connections whose requests are held at a time. The broker bounds those of one; when it comes back it may hand over
+/// new ones before it has heard of the answers to the old.
+const CONNECTIONS: usize = 4;
 /// Where the machine's identity is (machine-id(5)).
 const MACHINE_ID: &str = "/etc/machine-id";
 
@@ -252,7 +255,7 @@ impl Mqtt {
             will: presence.offline(),
             will_delay: WILL_DELAY,
         };
-        let jobs = usize::from(self.in_flight);
+        let in_flight = usize::from(self.in_flight);
         let place = |filter: &String| {
             filter
                 .replace("{base}", &self.base)
@@ -261,8 +264,8 @@ impl Mqtt {
         let options = Options {
             response_topics: self.response_topics.iter().map(place).collect(),
             limits: Limits {
-                jobs,
-                running: jobs,
+                jobs: CONNECTIONS * in_flight,
+                running: in_flight,
                 running_of_one: self.per_client,
             },
             outbox_bytes: self.outbox_bytes,

@@ -179,6 +179,8 @@ pub struct Session<A> {
     chunks_at: Instant,
     /// When to look at the level again, and when to tell everything.
     look_at: Instant,
+    /// What `info` said last.
+    info: Value,
     stats_at: Instant,
     level: String,
     draining: bool,
@@ -219,6 +221,7 @@ impl<A: Answering> Session<A> {
             streamed: HashMap::new(),
             chunks_at: now,
             look_at: now,
+            info: Value::Null,
             stats_at: now,
             level: String::new(),
             draining: false,
@@ -320,6 +323,7 @@ impl<A: Answering> Session<A> {
     /// Publishes what subscribers should find: that we are here, what is loaded, what can be shown.
     fn announce(&mut self) {
         let info = self.answering.info();
+        self.info = info.clone();
         for message in self.options.presence.birth(&info) {
             self.outbox.put(Class::State, message);
         }
@@ -368,10 +372,18 @@ impl<A: Answering> Session<A> {
                 return;
             }
         }
-        let reply = request.reply.clone();
+        let (key, reply) = (request.key, request.reply.clone());
         match self.desk.arrive(request, delivery, repeats, now) {
             Arrival::Waits | Arrival::UnderWay => {}
-            Arrival::Refused(detail) => self.refuse(&reply, detail, delivery),
+            Arrival::Refused(detail) => {
+                // There may be room when it is delivered again, and it must not get another answer then.
+                self.keep(
+                    key,
+                    envelope::answer(&reply, &Err(detail.clone())),
+                    Duration::ZERO,
+                );
+                self.refuse(&reply, detail, delivery);
+            }
         }
     }
 
@@ -389,7 +401,7 @@ impl<A: Answering> Session<A> {
         true
     }
 
-    /// Says no. The same message would be refused in the same words, so this needs no journal.
+    /// Says no to what would be refused in the same words again.
     fn refuse(&mut self, reply: &ReplyTo, detail: ErrorDetail, delivery: Option<Delivery>) {
         events::refused(&detail.code);
         let body = envelope::answer(reply, &Err(detail));
@@ -478,14 +490,19 @@ impl<A: Answering> Session<A> {
         }
         // A client that asks again after "try again" wants another answer.
         let passing = matches!(fate, Some(ErrorKind::Overloaded | ErrorKind::Unavailable));
-        let repeats_for = if passing { 0 } else { REPEATS_FOR.as_secs() };
+        let repeats_for = if passing { Duration::ZERO } else { REPEATS_FOR };
+        self.writing.insert(*key, message);
+        self.keep(*key, body, repeats_for);
+    }
+
+    /// Keeps an answer, in memory and in the journal, for when the request is delivered again.
+    fn keep(&mut self, key: Key, answer: bytes::Bytes, repeats_for: Duration) {
         let record = Record {
-            key: *key,
-            expires: unix_seconds().saturating_add(repeats_for),
-            answer: body,
+            key,
+            expires: unix_seconds().saturating_add(repeats_for.as_secs()),
+            answer,
         };
         self.answers.insert(record.clone());
-        self.writing.insert(*key, message);
         self.clerk.write(record);
     }
 
@@ -579,6 +596,10 @@ impl<A: Answering> Session<A> {
             return;
         }
         self.look_at = now + LOOK_EVERY;
+        if self.answering.info() != self.info {
+            // The model was loaded, exchanged or unloaded.
+            self.announce();
+        }
         let mut stats = self.answering.stats();
         let level = stats["level"].as_str().unwrap_or_default().to_owned();
         let changed = level != self.level;

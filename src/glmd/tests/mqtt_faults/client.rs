@@ -14,6 +14,27 @@ const OPEN: usize = 8;
 /// Beyond this the broker has lost the publish, which is the client's to send again.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(20);
 
+/// Waits until the node says that it takes requests. What is published before that, no broker keeps for it.
+pub async fn until_online(port: u16) {
+    let mut options = MqttOptions::new("observer", "127.0.0.1", port);
+    options.set_keep_alive(Duration::from_secs(5));
+    let (client, mut connection) = AsyncClient::new(options, 4);
+    client
+        .try_subscribe("glmd/n1/state", QoS::AtLeastOnce)
+        .expect("room for the first packet");
+    let online = async {
+        loop {
+            if let Ok(Event::Incoming(Packet::Publish(publish))) = connection.poll().await
+                && publish.payload == "online"
+            {
+                return;
+            }
+        }
+    };
+    let seen = tokio::time::timeout(Duration::from_secs(60), online).await;
+    assert!(seen.is_ok(), "the node does not come online");
+}
+
 /// What all clients have seen.
 #[derive(Clone, Debug, Default)]
 pub struct Tally(Arc<Mutex<Seen>>);

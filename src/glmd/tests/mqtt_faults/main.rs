@@ -77,6 +77,7 @@ async fn run(plan: Plan, program: &std::path::Path) -> bool {
     let mut broker = Mosquitto::start(program, folder.path()).await;
     let cut = Cut::start(broker.port()).await;
     let mut glmd = Glmd::start(folder.path(), cut.port()).await;
+    client::until_online(broker.port()).await;
     let began = Instant::now();
     let tally = Tally::default();
     let each = plan.prompts.div_ceil(plan.clients);
