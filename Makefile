@@ -96,8 +96,10 @@ bench: onnxruntime ## What kernels, scheduler, export and daemon cost, what clie
 	@if test -f $(ORT_LIB); then export ORT_DYLIB_PATH=$(ORT_LIB); fi; \
 	$(CARGO) bench --locked -p glm-engine --bench serving
 
-faults: ## The engine beside a hog under a hard memory limit, ten times
+faults: onnxruntime ## The engine beside a hog under a hard memory limit, ten times; MQTT with a broker and a daemon that die
 	$(CARGO) test --locked -p glm-engine --test faults -- --runs $(or $(RUNS),10)
+	@if test -f $(ORT_LIB); then export ORT_DYLIB_PATH=$(ORT_LIB); fi; \
+	$(CARGO) test --locked -p glmd --test mqtt_faults -- --prompts 2000 --clients 50 --rounds 5 --cut 30
 
 TRAIN := models/train
 TRAIN_PYTHON := $(TRAIN)/.venv/bin/python

@@ -53,8 +53,8 @@ for _ in $(seq 600); do
   sleep 0.1
 done
 
-show infill "The [MASK] in the kitchen is switched off."
-show infill "The sensor in the [MASK] reports that the temperature is too [MASK]."
+show infill "Failed to [MASK] to the server."
+show infill "Enter the IP [MASK] of your bridge."
 show classify --task severity "Failed to connect to broker: timed out"
 show infill --task intent "turn off the lights in the kitchen"
 

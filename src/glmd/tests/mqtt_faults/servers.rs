@@ -51,7 +51,7 @@ impl Mosquitto {
         let text = format!(
             "listener {port} 127.0.0.1\nallow_anonymous true\npersistence true\n\
              persistence_location {}/\nautosave_interval 1\nmax_queued_messages 0\n\
-             max_inflight_messages 0\nuser root\nlog_dest none\n",
+             user root\nlog_dest none\n",
             state.display()
         );
         fs::write(&config, text).expect("a file");
