@@ -38,9 +38,9 @@ check-units: ## Let systemd check its units
 	@systemd/check
 
 run: onnxruntime ## Build, start glmd with the bundled model, ask it, and leave it running (RUN_ONCE=1: end then)
-	@if test -f $(ORT_LIB); then export ORT_DYLIB_PATH=$(ORT_LIB); features=; \
-	else echo "Building with tract instead, which takes longer."; features="--features glmd/tract"; fi; \
-	$(CARGO) build --locked -p glmd -p glmctl $$features; \
+	@if test -f $(ORT_LIB); then export ORT_DYLIB_PATH=$(ORT_LIB); \
+	else echo "Running on tract, which needs no libonnxruntime."; fi; \
+	$(CARGO) build --locked -p glmd -p glmctl; \
 	exec tests/first_run.sh target/debug $(MODEL)
 
 onnxruntime: ## Fetch libonnxruntime from its wheel into target/
