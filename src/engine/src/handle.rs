@@ -46,6 +46,7 @@ impl EngineHandle {
         let state = self.inbox.lock();
         let mut status = Status::clone(&state.status);
         status.phase = state.phase;
+        status.turns = state.turns;
         status.queued_requests = state.queue.len();
         status.queued_tokens = state.queue.tokens().0;
         status.counters.accepted = state.accepted;

@@ -95,6 +95,8 @@ pub(crate) struct State {
     pub(crate) superseded: u64,
     /// Grows with everything that the engine thread should look at.
     pub(crate) news: u64,
+    /// Turns of the engine's loop that were begun.
+    pub(crate) turns: u64,
     /// Prompts made for this loading of the model or a later one are good for the present one.
     pub(crate) good_since: Epoch,
     cancellers: HashMap<RequestId, Canceller>,
@@ -131,6 +133,7 @@ impl Inbox {
                 refused: 0,
                 superseded: 0,
                 news: 0,
+                turns: 0,
                 good_since: Epoch(0),
                 cancellers: HashMap::new(),
             }),
@@ -247,6 +250,12 @@ impl Inbox {
 }
 
 impl State {
+    /// Counts a turn of the engine's loop; its news are what the turn is going to see.
+    pub(crate) const fn begin_turn(&mut self) -> u64 {
+        self.turns = self.turns.wrapping_add(1);
+        self.news
+    }
+
     /// Whether a request may be queued at all.
     fn admits(&self, request: &Request, id: RequestId) -> Result<()> {
         match self.phase {

@@ -98,6 +98,9 @@ pub struct CacheStatus {
 pub struct Status {
     /// What it is doing.
     pub phase: Phase,
+    /// Turns of its loop that were begun. They go on while there is nothing to do, so that a number that stays
+    /// for seconds means a step, or a load, that does not end.
+    pub turns: u64,
     /// How short memory is.
     pub level: Level,
     /// Name of the backend.

@@ -14,7 +14,7 @@ use glm_engine::backend::Bytes;
 use glm_engine::control::{Control, Unlimited};
 use glm_engine::loading::{KvType, Options, open};
 use glm_engine::memory::{Governor, Settings};
-use glm_engine::model::{Model, ModelSource};
+use glm_engine::model::{ModelInfo, ModelSource};
 use glm_engine::units::SystemClock;
 use glm_engine::{Drain, Engine, EngineHandle};
 use glm_wire::error::{ErrorDetail, ErrorKind};
@@ -22,6 +22,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
+use crate::activation;
 use crate::config::{self, Config, Loaded, Sources, load};
 use crate::error::Error;
 use crate::events;
@@ -121,14 +122,16 @@ impl Daemon {
             None => UnixSocket::bind(&config.http)?,
         };
         let (report, first_load) = oneshot::channel();
-        let source = FirstLoad {
-            source: (parts.model)(&config),
-            report: Some(report),
+        let done = move |outcome: glm_engine::Result<Arc<ModelInfo>>| {
+            // Nobody listens any more when the daemon ends.
+            let _ = report.send(outcome.map(|info| info.id.clone()));
         };
         let clock = Arc::new(SystemClock::default());
-        let (engine, handle) = Engine::new(config.engine_config(), Box::new(source), clock);
+        let source = (parts.model)(&config);
+        let (engine, handle) = Engine::new(config.engine_config(), source, clock);
         let control = (parts.control)(&config, &handle);
-        let engine = engine.governed_by(control).spawn()?;
+        let engine = engine.governed_by(control).reporting(Box::new(done));
+        let engine = engine.spawn()?;
         let service = Service::new(handle, config.engine.step_tokens);
         let (operations, requests) = Operations::new();
         let server = Server::new(service.clone(), &config.http, token, operations);
@@ -396,36 +399,17 @@ fn fixed(old: &Config, new: &Config) -> Vec<&'static str> {
     keys
 }
 
-/// A source that tells how its first load went.
-struct FirstLoad {
-    source: Box<dyn ModelSource>,
-    report: Option<oneshot::Sender<glm_engine::Result<String>>>,
-}
-
-impl ModelSource for FirstLoad {
-    fn load(&mut self) -> glm_engine::Result<Model> {
-        let model = self.source.load();
-        if let Some(report) = self.report.take() {
-            let told = match &model {
-                Ok(model) => Ok(model.info.id.clone()),
-                Err(error) => Err(error.clone()),
-            };
-            // Nobody listens any more when the daemon ends.
-            let _ = report.send(told);
-        }
-        model
-    }
-}
-
 impl Parts {
     /// The parts of the daemon as it is shipped.
-    #[must_use]
-    pub fn shipped() -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// When the environment speaks of a socket to take over, and there is none that could be served.
+    pub fn shipped() -> Result<Self, Error> {
+        Ok(Self {
             model: Box::new(model_source),
             control: Box::new(governor),
-            socket: systemd::inherited_socket(),
-        }
+            socket: activation::inherited_socket()?,
+        })
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use crate::activation::ActivationError;
 use crate::config::layers::ConfigError;
 use crate::http::{SocketError, TokenError};
 
@@ -19,6 +20,9 @@ pub enum Error {
     /// The Unix socket cannot be served.
     #[error(transparent)]
     Socket(#[from] SocketError),
+    /// What the service manager hands over cannot be served.
+    #[error(transparent)]
+    Activation(#[from] ActivationError),
     /// TCP cannot be served.
     #[error("http.tcp.listen: {0}")]
     Tcp(io::Error),
@@ -64,6 +68,7 @@ impl Error {
             Self::Config(_) => "bad_config",
             Self::Socket(SocketError::InUse { .. }) => "socket_in_use",
             Self::Socket(_) => "socket_failed",
+            Self::Activation(_) => "bad_activation",
             Self::Tcp(_) => "tcp_failed",
             Self::Token(_) => "bad_token_file",
             Self::NoModel { .. } => "no_model",
@@ -83,6 +88,8 @@ impl Error {
             // Starting again would only throw the other node out in turn.
             | Self::MqttSession(_)
             | Self::Token(_)
+            // The unit or the script around it has to change.
+            | Self::Activation(_)
             | Self::NoModel { .. }
             | Self::Socket(SocketError::NoGroup { .. }) => EX_CONFIG,
             Self::Socket(_) | Self::Tcp(_) => EX_UNAVAILABLE,

@@ -11,9 +11,11 @@
 //! | [`metrics`] | figures for Prometheus |
 //! | [`logging`] | where log lines go |
 //! | [`process`] | what the system says about this process |
-//! | [`systemd`] | readiness, watchdog, inherited socket |
+//! | [`systemd`] | what a service manager is told: readiness, state, signs of life |
+//! | [`activation`] | the socket that a service manager hands over |
 //! | [`error`] | why the daemon does not run |
 
+pub mod activation;
 pub mod cli;
 pub mod config;
 pub mod daemon;

@@ -22,7 +22,7 @@ fn main() -> ExitCode {
             return ExitCode::from(status);
         }
     };
-    match cli.run(glmd::Parts::shipped()) {
+    match glmd::Parts::shipped().and_then(|parts| cli.run(parts)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("glmd: {error}");

@@ -1,25 +1,18 @@
-//! What systemd is told and what it hands over: sd_notify(3), sd_listen_fds(3).
+//! What a service manager is told: sd_notify(3).
 //!
-//! Without systemd nothing of it does anything.
+//! Without one nothing of it does anything.
 
 use std::convert::Infallible;
-use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
 use glm_engine::EngineHandle;
-use listenfd::ListenFd;
+use glm_engine::status::{Phase, Status};
 use sd_notify::NotifyState;
 
 /// How often the start-up time is extended while the model loads, and by how much.
 const PATIENCE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(30));
-
-/// The socket that systemd listens on for us, if it does.
-///
-/// A half-set environment is no activation: `LISTEN_PID` must be ours.
-#[must_use]
-pub fn inherited_socket() -> Option<UnixListener> {
-    ListenFd::from_env().take_unix_listener(0).ok().flatten()
-}
+/// How often the line of `systemctl status` may change: a person reads it.
+const NEWS: Duration = Duration::from_secs(5);
 
 /// Requests are answered now.
 pub fn ready(model: &str) {
@@ -52,50 +45,78 @@ fn tell(states: &[NotifyState<'_>]) {
     let _ = sd_notify::notify(states);
 }
 
-/// Keeps systemd patient while the model loads. Never returns.
+/// Keeps the manager patient while the model loads. Never returns.
 pub async fn loading() -> Infallible {
     let (every, more) = PATIENCE;
     loop {
         let micros = u32::try_from(more.as_micros()).unwrap_or(u32::MAX);
-        tell(&[NotifyState::ExtendTimeoutUsec(micros)]);
+        tell(&[
+            NotifyState::ExtendTimeoutUsec(micros),
+            NotifyState::Status("Loading the model."),
+        ]);
         tokio::time::sleep(every).await;
     }
 }
 
-/// Shows the watchdog that transports and engine are alive, if it wants to know. Never returns.
+/// Shows the manager that transports and engine are alive, and what they do. Never returns.
 ///
-/// An engine that has work and finishes no step for the watchdog's whole time is not alive.
+/// An engine that finishes no turn of its loop for the watchdog's whole time is not alive.
 pub async fn live(engine: &EngineHandle) -> Infallible {
-    let Some(time) = sd_notify::watchdog_enabled() else {
+    if std::env::var_os("NOTIFY_SOCKET").is_none() {
         return std::future::pending().await;
-    };
-    let mut progress = Progress::default();
+    }
+    let watchdog = sd_notify::watchdog_enabled();
+    // Half of the time, as sd_watchdog_enabled(3) advises.
+    let pause = watchdog.map_or(NEWS, |time| NEWS.min(time / 2));
+    let mut pulse = Pulse::default();
+    let mut told = String::new();
     loop {
         let status = engine.status();
-        let busy = status.queued_requests > 0 || !status.running.is_empty();
-        if progress.is_alive(Instant::now(), status.counters.steps, busy, time) {
+        if let Some(time) = watchdog
+            && pulse.is_felt(Instant::now(), &status, time)
+        {
             tell(&[NotifyState::Watchdog]);
         }
-        // Half of the time, as sd_watchdog_enabled(3) advises.
-        tokio::time::sleep(time / 2).await;
+        let model = engine.model();
+        let line = line(model.as_ref().map(|info| info.id.as_str()), &status);
+        if line != told {
+            tell(&[NotifyState::Status(&line)]);
+            told = line;
+        }
+        tokio::time::sleep(pause).await;
     }
 }
 
-/// Whether steps are finished while there is work.
+/// One line for `systemctl status`.
+fn line(model: Option<&str>, status: &Status) -> String {
+    match (model, status.phase) {
+        (Some(model), Phase::Ready) => format!(
+            "Serving {model} on {}: {} running, {} waiting, memory {}.",
+            status.backend.unwrap_or("no backend"),
+            status.running.len(),
+            status.queued_requests,
+            status.level.name()
+        ),
+        (_, phase) => format!("The model is not served: {}.", phase.name()),
+    }
+}
+
+/// Whether the engine's loop goes round.
 #[derive(Debug, Default)]
-struct Progress {
-    /// Steps at the last change, and when that was seen.
+struct Pulse {
+    /// Turns at the last change, and when that was seen.
     last: Option<(u64, Instant)>,
 }
 
-impl Progress {
-    fn is_alive(&mut self, now: Instant, steps: u64, busy: bool, time: Duration) -> bool {
+impl Pulse {
+    fn is_felt(&mut self, now: Instant, status: &Status, time: Duration) -> bool {
         match self.last {
-            Some((seen, since)) if busy && seen == steps => {
+            // A model takes as long to load as the disk wants; the manager was asked for time when it started.
+            Some((turns, since)) if turns == status.turns && status.phase != Phase::Loading => {
                 now.saturating_duration_since(since) < time
             }
             _ => {
-                self.last = Some((steps, now));
+                self.last = Some((status.turns, now));
                 true
             }
         }
@@ -107,18 +128,40 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_engine_that_is_stuck_is_not_alive() {
-        let mut progress = Progress::default();
+    fn a_loop_that_stands_still_has_no_pulse() {
+        let mut pulse = Pulse::default();
         let start = Instant::now();
-        let at = |seconds| start + Duration::from_secs(seconds);
-        let time = Duration::from_secs(30);
-        assert!(progress.is_alive(at(0), 5, false, time));
-        assert!(progress.is_alive(at(100), 5, false, time), "nothing to do");
-        assert!(progress.is_alive(at(115), 5, true, time), "just begun");
-        assert!(!progress.is_alive(at(145), 5, true, time), "stuck");
-        assert!(
-            progress.is_alive(at(160), 6, true, time),
-            "it was only slow"
+        let mut felt = |seconds, turns, phase| {
+            let status = Status {
+                phase,
+                turns,
+                ..Status::default()
+            };
+            let now = start + Duration::from_secs(seconds);
+            pulse.is_felt(now, &status, Duration::from_secs(30))
+        };
+        assert!(felt(0, 5, Phase::Ready));
+        assert!(felt(15, 5, Phase::Ready), "a long step");
+        assert!(!felt(30, 5, Phase::Ready), "stuck");
+        assert!(felt(40, 6, Phase::Ready), "it was only slow");
+        assert!(felt(100, 6, Phase::Loading), "a reload takes its time");
+        assert!(felt(120, 6, Phase::Ready));
+        assert!(!felt(131, 6, Phase::Ready), "stuck again");
+    }
+
+    #[test]
+    fn the_line_says_what_is_served() {
+        let mut status = Status {
+            phase: Phase::Ready,
+            backend: Some("tract-paged"),
+            queued_requests: 2,
+            ..Status::default()
+        };
+        assert_eq!(
+            line(Some("glm-mini"), &status),
+            "Serving glm-mini on tract-paged: 0 running, 2 waiting, memory green."
         );
+        status.phase = Phase::Unloaded;
+        assert_eq!(line(None, &status), "The model is not served: unloaded.");
     }
 }

@@ -111,6 +111,6 @@ impl Engine {
 
     fn wake_up(&mut self) {
         self.hibernating = false;
-        self.load_or_give_up();
+        let _ = self.load_or_give_up();
     }
 }

@@ -63,7 +63,10 @@ impl Engine {
     /// Does what operators asked, and loads the model in the first turn.
     pub(super) fn obey(&mut self, now: Moment) {
         if self.phase() == Phase::Loading && self.loaded.is_none() {
-            self.load_or_give_up();
+            let outcome = self.load_or_give_up();
+            if let Some(done) = self.first_load.take() {
+                done(outcome);
+            }
         }
         while self.ending.is_none() {
             let Some(command) = self.inbox.lock().commands.pop_front() else {
@@ -182,7 +185,8 @@ impl Engine {
             // The new one is no good: back to the old.
             events::load_failed(error);
             self.source = source;
-            self.load_or_give_up();
+            // How it fails is in the log; the operator hears about the new one.
+            let _ = self.load_or_give_up();
         }
         outcome
     }
@@ -195,15 +199,17 @@ impl Engine {
             }
         }
         self.unload();
-        self.load_or_give_up();
+        let _ = self.load_or_give_up();
     }
 
     /// Loads the model; without one nobody can be served.
-    pub(super) fn load_or_give_up(&mut self) {
-        if let Err(error) = self.load() {
-            events::load_failed(&error);
+    pub(super) fn load_or_give_up(&mut self) -> Result<Arc<ModelInfo>> {
+        let outcome = self.load();
+        if let Err(error) = &outcome {
+            events::load_failed(error);
             self.be_unloaded();
         }
+        outcome
     }
 
     /// There is no model and none will come by itself: whoever waits should ask again later.

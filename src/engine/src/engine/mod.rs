@@ -30,7 +30,7 @@ use crate::control::{Allowance, Control, Unlimited};
 use crate::error::Error;
 use crate::events;
 use crate::handle::EngineHandle;
-use crate::inbox::{Inbox, Job};
+use crate::inbox::{Done, Inbox, Job};
 use crate::model::{ModelInfo, ModelSource};
 use crate::prefix::PrefixCache;
 use crate::scheduler::cost::CostModel;
@@ -108,6 +108,8 @@ pub struct Engine {
     inbox: Arc<Inbox>,
     config: Config,
     source: Box<dyn ModelSource>,
+    /// Who wants to know how the first load went.
+    first_load: Option<Done<Arc<ModelInfo>>>,
     control: Box<dyn Control>,
     /// The governor's last word.
     allowance: Allowance,
@@ -158,6 +160,7 @@ impl Engine {
             inbox,
             config,
             source,
+            first_load: None,
             control: Box::new(Unlimited),
             allowance: Allowance::default(),
             hibernating: false,
@@ -187,6 +190,13 @@ impl Engine {
         self
     }
 
+    /// Tells `done` how the first load went, once requests are answered or it is known that they are not.
+    #[must_use]
+    pub fn reporting(mut self, done: Done<Arc<ModelInfo>>) -> Self {
+        self.first_load = Some(done);
+        self
+    }
+
     /// Runs the engine on its own thread until it is shut down.
     ///
     /// # Errors
@@ -208,7 +218,7 @@ impl Engine {
     /// One turn of the loop: at most one step of the model.
     pub fn turn(&mut self) -> Turn {
         let now = self.inbox.clock.now();
-        self.seen = self.inbox.lock().news;
+        self.seen = self.inbox.lock().begin_turn();
         self.sweep(now);
         self.obey(now);
         if self.phase() == Phase::Stopped {

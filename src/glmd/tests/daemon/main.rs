@@ -5,7 +5,9 @@
 mod answers;
 mod http;
 mod life;
+mod manager;
 mod program;
 mod served;
 mod streams;
 mod support;
+mod systemd;
