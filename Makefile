@@ -22,7 +22,7 @@ MODEL ?= models/glm-mini
 PYTHON_ENV := target/python
 PYTHON_STAMP = $(PYTHON_ENV)/$(shell cat tests/python/requirements*.txt | sha256sum | cut -c1-16)
 
-.PHONY: help run test bench faults lint check-units clean onnxruntime tokenizers train train-env train-data train-smoke python-env python-tests
+.PHONY: help run test bench faults test-cross lint check-units clean onnxruntime tokenizers train train-env train-data train-smoke python-env python-tests
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | column -t -s:
@@ -100,6 +100,11 @@ faults: onnxruntime ## The engine beside a hog under a hard memory limit, ten ti
 	$(CARGO) test --locked -p glm-engine --test faults -- --runs $(or $(RUNS),10)
 	@if test -f $(ORT_LIB); then export ORT_DYLIB_PATH=$(ORT_LIB); fi; \
 	$(CARGO) test --locked -p glmd --test mqtt_faults -- --prompts 2000 --clients 50 --rounds 5 --cut 30
+
+# CROSS=kernels leaves out what takes longer than a few minutes.
+test-cross: ## Under emulation: kernels on four ARM cores, glmd and glmctl with the bundled model
+	@if cross/setup aarch64; then cross/test $(CROSS); \
+	else echo "What builds for ARM could not be installed: nothing was tested."; fi
 
 TRAIN := models/train
 TRAIN_PYTHON := $(TRAIN)/.venv/bin/python
