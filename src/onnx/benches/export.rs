@@ -78,10 +78,23 @@ fn write_checkpoint(folder: &Path, tensors: &[(String, Vec<usize>)], config: &Va
     }
     file.into_inner().expect("a flushed file");
     fs::write(folder.join("config.json"), config.to_string()).expect("a file");
-    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/checkpoints");
-    for name in ["tokenizer.json", "tokenizer_config.json"] {
-        fs::copy(fixture.join("glm-edge").join(name), folder.join(name)).expect("the fixture");
+}
+
+/// Writes the fixture's tokenizer with fillers before its special tokens, the first of which is to have id `first`.
+fn write_tokenizer(folder: &Path, first: usize) {
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../tests/fixtures/checkpoints/glm-edge/tokenizer.json");
+    let text = fs::read(fixture).expect("the fixture");
+    let mut tokenizer: Value = serde_json::from_slice(&text).expect("JSON");
+    let vocab = tokenizer["model"]["vocab"].as_object_mut().expect("a map");
+    for id in vocab.len()..first {
+        vocab.insert(format!("filler{id}"), json!(id));
     }
+    let special = tokenizer["added_tokens"].as_array_mut().expect("a list");
+    for (n, token) in special.iter_mut().enumerate() {
+        token["id"] = json!(first + n);
+    }
+    fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).expect("a file");
 }
 
 /// Peak of resident memory of this process so far.
@@ -96,12 +109,14 @@ fn peak() -> Option<u64> {
 fn main() -> ExitCode {
     let layers = size("GLMD_BENCH_LAYERS", 8);
     let rows = size("GLMD_BENCH_ROWS", 4096);
+    // Padding, [MASK] and the others stand where GLM-Edge has them among 59264 rows.
+    let first = rows - 18;
     let config = json!({
         "model_type": "glm", "num_hidden_layers": layers, "hidden_size": HIDDEN,
         "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS, "head_dim": HEAD_DIM,
         "intermediate_size": FFN, "vocab_size": rows, "max_position_embeddings": 8192,
         "hidden_act": "silu", "attention_bias": false, "partial_rotary_factor": 1.0,
-        "pad_token_id": 304, "eos_token_id": [304, 311, 313],
+        "pad_token_id": first, "eos_token_id": [first, first + 7, first + 9],
     });
     let tensors = tensors(layers, rows);
     let elements = |shape: &[usize]| shape.iter().product::<usize>() as u64;
@@ -111,6 +126,7 @@ fn main() -> ExitCode {
 
     let scratch = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
     write_checkpoint(scratch.path(), &tensors, &config);
+    write_tokenizer(scratch.path(), first);
     let int8 = Precision::Quantised(Quantisation {
         scheme: Scheme::Int8,
         block: Block::Of(32),
