@@ -3,7 +3,8 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 fn fixture(name: &str) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/checkpoints");
@@ -136,4 +137,80 @@ fn a_disk_that_is_full_leaves_nothing() {
         stderr(&full)
     );
     assert_eq!(entries(folder.path()), [] as [&str; 0]);
+}
+
+/// A checkpoint of 134 M zeros, which are a hole in the file.
+fn hollow_checkpoint(folder: &Path) {
+    fs::create_dir(folder).expect("a folder");
+    let fixture = fixture("glm-edge");
+    for name in ["tokenizer.json", "tokenizer_config.json"] {
+        fs::copy(fixture.join(name), folder.join(name)).expect("copy");
+    }
+    let config = serde_json::json!({
+        "model_type": "glm", "num_hidden_layers": 1, "hidden_size": 4096, "num_attention_heads": 32,
+        "num_key_value_heads": 32, "head_dim": 128, "intermediate_size": 4096, "vocab_size": 4096,
+        "max_position_embeddings": 128, "hidden_act": "silu", "attention_bias": false,
+        "partial_rotary_factor": 1.0, "pad_token_id": 304, "eos_token_id": [304],
+        "tie_word_embeddings": true,
+    });
+    fs::write(folder.join("config.json"), config.to_string()).expect("write");
+    let square = vec![4096, 4096];
+    let mut header = serde_json::Map::new();
+    let mut end = 0;
+    for (name, shape) in [
+        ("embed_tokens", square.clone()),
+        ("layers.0.input_layernorm", vec![4096]),
+        ("layers.0.self_attn.q_proj", square.clone()),
+        ("layers.0.self_attn.k_proj", square.clone()),
+        ("layers.0.self_attn.v_proj", square.clone()),
+        ("layers.0.self_attn.o_proj", square.clone()),
+        ("layers.0.post_attention_layernorm", vec![4096]),
+        ("layers.0.mlp.gate_up_proj", vec![8192, 4096]),
+        ("layers.0.mlp.down_proj", square),
+        ("norm", vec![4096]),
+    ] {
+        let start = end;
+        end += 2 * shape.iter().product::<u64>();
+        let entry =
+            serde_json::json!({"dtype": "BF16", "shape": shape, "data_offsets": [start, end]});
+        header.insert(format!("model.{name}.weight"), entry);
+    }
+    let header = serde_json::Value::Object(header).to_string();
+    let path = folder.join("model.safetensors");
+    let length = u64::try_from(header.len()).expect("short");
+    let start = [&length.to_le_bytes(), header.as_bytes()].concat();
+    fs::write(&path, start).expect("write");
+    let file = fs::OpenOptions::new().write(true).open(&path);
+    file.and_then(|file| file.set_len(8 + length + end))
+        .expect("a hole");
+}
+
+#[test]
+fn an_interrupted_export_leaves_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let source = folder.path().join("source");
+    hollow_checkpoint(&source);
+    let mut export = Command::new(env!("CARGO_BIN_EXE_glmctl"))
+        .args(["export", "--quant=int4-zp", "--out"])
+        .arg(folder.path().join("out"))
+        .arg(&source)
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("glmctl starts");
+    // The staging folder is there: weights are on their way.
+    while entries(folder.path()).len() < 2 {
+        assert!(
+            export.try_wait().expect("a child").is_none(),
+            "ended too early"
+        );
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let interrupt = Command::new("kill")
+        .arg("-INT")
+        .arg(export.id().to_string())
+        .status();
+    assert!(interrupt.expect("kill starts").success());
+    let ended = export.wait_with_output().expect("a child");
+    assert_eq!(ended.status.code(), Some(130), "{}", stderr(&ended));
+    assert_eq!(entries(folder.path()), ["source"]);
 }

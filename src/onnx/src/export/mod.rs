@@ -29,6 +29,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use glm::ModelSpec;
 use glm::manifest::{self, Manifest, Source};
+use glm::spec::{PositionEncoding, Visibility};
 use prost::Message as _;
 
 pub use options::Options;
@@ -158,6 +159,26 @@ fn tell(watch: Watch<'_>, stage: Stage, done: u64, total: u64) -> Result<()> {
     }
 }
 
+/// ONNX Runtime's `GroupQueryAttention` turns this many elements at once, and refuses what is no multiple of it.
+const GROUPED_LANES: usize = 16;
+
+/// The size for which ONNX Runtime cannot run the attention of a causal model unmodified.
+fn foreign_to_runtimes(spec: &ModelSpec) -> Option<String> {
+    let PositionEncoding::Rotary(rotary) = spec.positions else {
+        return None;
+    };
+    if spec.visibility() == Visibility::PrefixLm {
+        return None;
+    }
+    [
+        ("the size of a head", spec.head_dim),
+        ("the part of a head that rotates", rotary.dims),
+    ]
+    .into_iter()
+    .find(|(_, size)| size % GROUPED_LANES != 0)
+    .map(|(what, size)| format!("{what}, {size},"))
+}
+
 fn warnings(spec: &ModelSpec, tied: bool, unused: &[&str]) -> Vec<String> {
     let mut warnings = Vec::new();
     if spec.tied_head && !tied {
@@ -167,6 +188,12 @@ fn warnings(spec: &ModelSpec, tied: bool, unused: &[&str]) -> Vec<String> {
                 .to_owned(),
         );
     }
+    if let Some(what) = foreign_to_runtimes(spec) {
+        warnings.push(format!(
+            "{what} is not a multiple of {GROUPED_LANES}: ONNX Runtime's own attention refuses such \
+             a model, and `model.onnx` will only run with this project's"
+        ));
+    }
     if let [first, ..] = unused {
         warnings.push(format!(
             "{} tensors of the checkpoint are not used, `{first}` among them",
@@ -174,4 +201,33 @@ fn warnings(spec: &ModelSpec, tied: bool, unused: &[&str]) -> Vec<String> {
         ));
     }
     warnings
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn causal(head_dim: usize, partial: f64) -> ModelSpec {
+        let config = json!({
+            "model_type": "glm", "num_hidden_layers": 1, "hidden_size": 64,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": head_dim,
+            "intermediate_size": 64, "vocab_size": 320, "max_position_embeddings": 128,
+            "hidden_act": "silu", "attention_bias": partial < 1.0, "partial_rotary_factor": partial,
+            "pad_token_id": 304, "eos_token_id": [304],
+        });
+        ModelSpec::from_config(&config, &glm::spec::Hints::default()).unwrap()
+    }
+
+    #[test]
+    fn heads_that_the_runtime_refuses_are_told() {
+        assert_eq!(foreign_to_runtimes(&causal(32, 1.0)), None);
+        assert_eq!(foreign_to_runtimes(&causal(32, 0.5)), None);
+        let head = foreign_to_runtimes(&causal(24, 1.0)).unwrap();
+        assert!(head.contains("size of a head, 24"), "{head}");
+        let part = foreign_to_runtimes(&causal(48, 0.5)).unwrap();
+        assert!(part.contains("rotates, 24"), "{part}");
+        assert!(!warnings(&causal(24, 1.0), true, &[]).is_empty());
+    }
 }
