@@ -22,7 +22,7 @@ MODEL ?= models/glm-mini
 PYTHON_ENV := target/python
 PYTHON_STAMP = $(PYTHON_ENV)/$(shell cat tests/python/requirements*.txt | sha256sum | cut -c1-16)
 
-.PHONY: help run test bench faults test-cross lint check-units clean onnxruntime tokenizers train train-env train-data train-smoke python-env python-tests
+.PHONY: help run test test-providers bench faults test-cross lint check-units clean onnxruntime tokenizers train train-env train-data train-smoke python-env python-tests
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | column -t -s:
@@ -64,6 +64,22 @@ tokenizers: ## Fetch released tokenizer files from a wheel into target/
 	  find $(TOKENIZERS).part -path '*/embed_assets/*' -type f -exec cp {} $(TOKENIZERS)/ \; && \
 	  test -f $(TOKENIZERS)/cog-pretrain.model && rm -rf $(TOKENIZERS).part; \
 	} || echo "SwissArmyTransformer $(SAT_VERSION) could not be fetched: tests of its tokenizer files are skipped."
+
+# Qualcomm's plug-in of ONNX Runtime; its x86 library emulates the NPU. It is fetched for this test only.
+QNN_VERSION := 2.7.0
+QNN_DIR := target/qnn-$(QNN_VERSION)
+
+test-providers: onnxruntime ## Try an execution provider on its emulator (fetches 96 MB)
+	@test -f $(QNN_DIR)/libQnnHtp.so || { \
+	  rm -rf $(QNN_DIR).part && mkdir -p $(QNN_DIR).part $(QNN_DIR) && \
+	  python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
+	    -d $(QNN_DIR).part onnxruntime-qnn==$(QNN_VERSION) && \
+	  python3 -m zipfile -e $(QNN_DIR).part/onnxruntime_qnn-*.whl $(QNN_DIR).part && \
+	  cp $(QNN_DIR).part/onnxruntime_qnn.libs/*.so* $(QNN_DIR)/ 2>/dev/null || true; \
+	  cp $(QNN_DIR).part/onnxruntime_qnn/*.so $(QNN_DIR)/ && rm -rf $(QNN_DIR).part; \
+	} || echo "onnxruntime-qnn $(QNN_VERSION) could not be fetched: its tests are skipped."
+	ORT_DYLIB_PATH=$(ORT_LIB) GLMD_QNN_DIR=$(abspath $(QNN_DIR)) \
+	  $(CARGO) test --locked --workspace --test providers
 
 python-env: ## Set up the Python that checks exported models from outside
 	@test -f $(PYTHON_STAMP) || { \

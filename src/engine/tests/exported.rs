@@ -39,6 +39,7 @@ mod tests {
 
     fn open(environment: &Environment, out: &Path) -> Portable {
         let options = Options {
+            provider: None,
             threads: 1,
             max_tokens: 64,
             kv: Bytes(64 << 20),

@@ -116,6 +116,7 @@ fn run_with(name: &str, activation: Option<Activation>) {
     let model = scratch.path().join("model.onnx");
     write_graph(&folder, &spec, &model);
     let options = Options {
+        provider: None,
         threads: 1,
         max_tokens: 128,
         kv: Bytes(16 << 20),

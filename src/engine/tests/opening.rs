@@ -66,6 +66,7 @@ fn prober() -> Prober {
 fn options(library: Option<PathBuf>) -> Options {
     Options {
         backend: None,
+        provider: None,
         places: Places {
             variable: library,
             ..Places::default()

@@ -45,6 +45,7 @@ fn options() -> Options {
     let arguments = ["--exact", "answers_when_it_is_the_child", "--nocapture"];
     Options {
         backend: None,
+        provider: None,
         places: Places {
             variable: std::env::var_os("ORT_DYLIB_PATH").map(PathBuf::from),
             ..Places::default()

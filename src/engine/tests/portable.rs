@@ -134,6 +134,7 @@ fn write_model(folder: &Path) -> PathBuf {
 
 /// Two blocks of 32 tokens at 4 bytes each.
 const OPTIONS: Options = Options {
+    provider: None,
     threads: 1,
     max_tokens: 60,
     kv: Bytes(256),

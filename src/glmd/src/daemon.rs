@@ -421,11 +421,10 @@ fn model_source(config: &Config) -> Box<dyn ModelSource> {
 }
 
 fn options(model: &config::Model) -> glm_engine::Result<Options> {
-    let backend = model
-        .backend()
-        .map_err(|reason| glm_engine::Error::Load { reason })?;
+    let named = |reason| glm_engine::Error::Load { reason };
     Ok(Options {
-        backend,
+        backend: model.backend().map_err(named)?,
+        provider: model.accelerator().map_err(named)?,
         threads: (model.threads > 0).then_some(model.threads),
         kv: Bytes(model.kv_mib << 20),
         kv_type: match model.kv_type {

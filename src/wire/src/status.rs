@@ -45,6 +45,9 @@ pub struct ModelStatus {
     pub family: String,
     /// Backend that runs it.
     pub backend: String,
+    /// Execution provider, and how many nodes of the graph it runs: `qnn: 120 of 124 nodes`; empty on the CPU.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub provider: String,
     /// Why this backend, and what was tried before it.
     pub backend_reason: String,
     /// Bits a weight and block, such as `int8/32`.

@@ -8,10 +8,12 @@
 //! A step is a transaction. When [`Backend::forward`] fails, the sequences are
 //! as long as they were before the call.
 
+mod assignment;
 pub mod library;
 pub mod ort_paged;
 pub(crate) mod paged;
 pub mod portable;
+pub mod provider;
 pub mod threads;
 #[cfg(feature = "tract")]
 pub mod tract_paged;

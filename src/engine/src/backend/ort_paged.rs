@@ -28,6 +28,7 @@ use prost::Message;
 use tracing::debug;
 
 use super::paged::{Inputs, Operation, Operators, Runtime, message_of};
+use super::provider;
 
 /// Name of this backend.
 pub const NAME: &str = "ort-paged";
@@ -127,7 +128,7 @@ fn session(
             threads,
         })?;
     }
-    Session::builder(env)?
+    let builder = Session::builder(env)?
         .with_operators(domain)?
         .with_logger(quiet())?
         .with_intra_threads(threads)?
@@ -139,8 +140,8 @@ fn session(
         .with_config_entry(
             "session.model_external_initializers_file_folder_path",
             folder.to_string_lossy(),
-        )?
-        .commit_from_memory(&model.encode_to_vec())
+        )?;
+    provider::on_cpu(env, builder)?.commit_from_memory(&model.encode_to_vec())
 }
 
 /// Sends what ONNX Runtime would write on standard error to our log; its errors come back as values anyway.

@@ -11,9 +11,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use ort::environment::Environment;
+use ort::session::builder::SessionBuilder;
 use ort::session::{Session, SessionInputValue};
 use ort::value::{Outlet, Tensor, TensorElementType, TensorRef, ValueType};
 
+use super::provider::{self, Placement, Provider};
 use super::{Backend, BackendError, Bytes, Capabilities, Logits, MemoryUse, Row, SeqId, Step};
 
 /// Name of this backend.
@@ -22,8 +24,10 @@ pub const NAME: &str = "ort-portable";
 pub const BLOCK_TOKENS: usize = 32;
 
 /// Limits that the graph does not tell.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
+    /// Execution provider to run on; the CPU's own where it is `None`.
+    pub provider: Option<Provider>,
     /// Threads of one step.
     pub threads: usize,
     /// Positions that the model can tell apart.
@@ -57,6 +61,8 @@ enum Mask {
 #[derive(Debug)]
 pub struct Portable {
     session: Session,
+    /// Where the nodes run, when a provider was asked for.
+    placement: Option<Placement>,
     capabilities: Capabilities,
     caches: Vec<Cache>,
     mask: Mask,
@@ -87,8 +93,7 @@ impl Portable {
     /// # Errors
     /// [`BackendError::Runtime`] naming the input or output that is not known, or with the message of ONNX Runtime.
     pub fn open(env: &Environment, model: &Path, options: Options) -> Result<Self, BackendError> {
-        let session = session(env, model, options.threads)
-            .map_err(|error| failed(format!("{}: {error}", model.display())))?;
+        let (session, placement) = session(env, model, &options)?;
         let mut caches = Vec::new();
         let mut mask = Mask::None;
         let mut positions = 0;
@@ -145,6 +150,7 @@ impl Portable {
                 fork: false,
             },
             session,
+            placement,
             caches,
             mask,
             positions,
@@ -152,6 +158,12 @@ impl Portable {
             weights: Bytes(size_beside(model)),
             sequences: BTreeMap::new(),
         })
+    }
+
+    /// Where the nodes run, when a provider was asked for.
+    #[must_use]
+    pub const fn placement(&self) -> Option<&Placement> {
+        self.placement.as_ref()
     }
 
     /// Refuses rows that are out of order or too many, before anything runs.
@@ -374,13 +386,34 @@ impl Backend for Portable {
     }
 }
 
-fn session(env: &Environment, model: &Path, threads: usize) -> ort::Result<Session> {
-    Session::builder(env)?
+fn session(
+    env: &Environment,
+    model: &Path,
+    options: &Options,
+) -> Result<(Session, Option<Placement>), BackendError> {
+    let told = |error: String| failed(format!("{}: {error}", model.display()));
+    let mut builder = builder(env, options.threads).map_err(|error| told(error.to_string()))?;
+    let provider = options.provider.as_ref();
+    builder = match provider {
+        Some(provider) => provider.apply(env, builder).map_err(&told)?,
+        None => provider::on_cpu(env, builder).map_err(|error| told(error.to_string()))?,
+    };
+    let session = builder
+        .commit_from_file(model)
+        .map_err(|error| told(error.to_string()))?;
+    let placement = provider
+        .map(|provider| provider.judge(&session))
+        .transpose()
+        .map_err(told)?;
+    Ok((session, placement))
+}
+
+fn builder(env: &Environment, threads: usize) -> ort::Result<SessionBuilder> {
+    Ok(Session::builder(env)?
         .with_logger(super::ort_paged::quiet())?
         .with_intra_threads(threads)?
         .with_intra_op_spinning(false)?
-        .with_memory_pattern(false)?
-        .commit_from_file(model)
+        .with_memory_pattern(false)?)
 }
 
 fn tensor_of(outlet: &Outlet) -> Result<(TensorElementType, Vec<usize>), BackendError> {

@@ -10,12 +10,13 @@ use prost::Message;
 
 use super::directory::{Directory, failed};
 use super::{Attempt, BackendKind, Options, Report, onnxruntime, self_test};
-use crate::backend::Backend;
 use crate::backend::library::Search;
 use crate::backend::ort_paged::OrtRuntime;
 use crate::backend::paged::{Limits, Operators, PagedBackend};
 use crate::backend::portable::{self, Portable};
+use crate::backend::provider::{Placement, Provider};
 use crate::backend::threads::Threads;
+use crate::backend::{Backend, BackendError};
 use crate::{Error, Result};
 
 /// What all attempts share.
@@ -30,6 +31,8 @@ struct Chooser<'a> {
     rewritten: Option<Outcome>,
     /// Instruction set of the kernels of the last attempt that used them.
     kernels: Option<&'static str>,
+    /// Where the nodes of the last attempt run, if it was on a provider.
+    placement: Option<Placement>,
 }
 
 /// The first backend that passes the self-test, or every reason why there is none.
@@ -54,23 +57,22 @@ pub(super) fn choose(
         cpus: threads.cpus.clone(),
         ..Report::default()
     };
-    for kind in BackendKind::ALL {
-        if options.backend.is_some_and(|only| only != kind) {
-            continue;
-        }
-        let tested = chooser.open(kind).and_then(|mut backend| {
+    for (kind, provider) in candidates(options) {
+        let tested = chooser.open(kind, provider).and_then(|mut backend| {
             let deviation = test(directory, backend.as_mut())?;
             Ok((backend, deviation))
         });
         match tested {
             Ok((backend, deviation)) => {
                 report.backend = Some(kind);
+                report.placement = chooser.placement;
                 report.deviation = deviation;
                 report.kernels = chooser.kernels;
                 return Ok((backend, report));
             }
             Err(reason) => report.attempts.push(Attempt {
                 backend: kind,
+                provider: provider.map(|provider| provider.kind),
                 reason,
             }),
         }
@@ -82,6 +84,18 @@ pub(super) fn choose(
             directory.folder.display()
         ),
     })
+}
+
+/// What is tried, in order: the accelerator that was asked for, then the CPU.
+fn candidates(options: &Options) -> impl Iterator<Item = (BackendKind, Option<&Provider>)> {
+    let accelerated = options.provider.as_ref();
+    let plain = BackendKind::ALL
+        .into_iter()
+        .filter(|kind| options.backend.is_none_or(|only| only == *kind));
+    accelerated
+        .map(|provider| (BackendKind::OrtPortable, Some(provider)))
+        .into_iter()
+        .chain(plain.map(|kind| (kind, None)))
 }
 
 /// One backend on a bare graph, without self-test.
@@ -101,9 +115,10 @@ pub(super) fn only(
         search,
         rewritten: None,
         kernels: None,
+        placement: None,
     };
     chooser
-        .open(kind)
+        .open(kind, None)
         .map_err(|reason| failed(graph, format!("{kind}: {reason}")))
 }
 
@@ -148,14 +163,20 @@ impl<'a> Chooser<'a> {
             search,
             rewritten: None,
             kernels: None,
+            placement: None,
         }
     }
 
-    fn open(&mut self, kind: BackendKind) -> Result<Box<dyn Backend>, String> {
+    fn open(
+        &mut self,
+        kind: BackendKind,
+        provider: Option<&Provider>,
+    ) -> Result<Box<dyn Backend>, String> {
+        self.placement = None;
         match kind {
             BackendKind::OrtPaged => self.ort_paged(),
             BackendKind::TractPaged => self.tract_paged(),
-            BackendKind::OrtPortable => self.ort_portable(),
+            BackendKind::OrtPortable => self.ort_portable(provider),
         }
     }
 
@@ -233,16 +254,22 @@ impl<'a> Chooser<'a> {
         Err("this program was built without tract".to_owned())
     }
 
-    fn ort_portable(&mut self) -> Result<Box<dyn Backend>, String> {
+    fn ort_portable(&mut self, provider: Option<&Provider>) -> Result<Box<dyn Backend>, String> {
         let environment = onnxruntime::environment(library_of(self.search)?)?;
         self.kernels = None;
         let options = portable::Options {
+            provider: provider.cloned(),
             threads: self.threads.count,
             max_tokens: self.context,
             kv: self.options.kv,
         };
-        Portable::open(&environment, self.graph, options)
-            .map(|backend| Box::new(backend) as Box<dyn Backend>)
-            .map_err(|error| error.to_string())
+        let backend =
+            Portable::open(&environment, self.graph, options).map_err(|error| match error {
+                // Whoever reads it is told the backend's name beside it.
+                BackendError::Runtime { reason, .. } => reason,
+                other => other.to_string(),
+            })?;
+        self.placement = backend.placement().cloned();
+        Ok(Box::new(backend))
     }
 }

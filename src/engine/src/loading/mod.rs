@@ -24,6 +24,7 @@ pub use glm_kernels::KvType;
 pub use report::{Attempt, BackendKind, Report};
 
 use crate::backend::library::{Places, Prober, Search};
+use crate::backend::provider::Provider;
 use crate::backend::threads::{self, Threads};
 use crate::backend::{Backend, Bytes};
 use crate::model::{Model, ModelInfo, ModelSource};
@@ -38,6 +39,8 @@ const KV: Bytes = Bytes(512 << 20);
 pub struct Options {
     /// The only backend to try; all of them in turn where it is `None`.
     pub backend: Option<BackendKind>,
+    /// Execution provider of ONNX Runtime to try before any backend on the CPU.
+    pub provider: Option<Provider>,
     /// Where libonnxruntime may be.
     pub places: Places,
     /// Who tries out a library before this process loads it.
@@ -65,6 +68,7 @@ impl Options {
         })?;
         Ok(Self {
             backend: None,
+            provider: None,
             places: Places::of_process(library),
             prober,
             threads: None,
@@ -186,7 +190,7 @@ impl ModelSource for Loader {
 }
 
 fn search(options: &Options) -> Search {
-    if options.backend == Some(BackendKind::TractPaged) {
+    if options.backend == Some(BackendKind::TractPaged) && options.provider.is_none() {
         return Search {
             library: None,
             tried: Vec::new(),
@@ -215,6 +219,7 @@ fn tell(directory: &Directory, report: &Report) {
     info!(
         model = %directory.id,
         backend,
+        provider = report.placement.as_ref().map(tracing::field::display),
         threads = report.threads,
         kernels = report.kernels,
         elapsed_ms = report.elapsed.as_millis(),

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::backend::provider::{Placement, ProviderKind};
+
 /// A way to run models.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum BackendKind {
@@ -55,6 +57,8 @@ impl FromStr for BackendKind {
 pub struct Attempt {
     /// Which.
     pub backend: BackendKind,
+    /// The execution provider that it was to run on.
+    pub provider: Option<ProviderKind>,
     /// Why not.
     pub reason: String,
 }
@@ -64,6 +68,8 @@ pub struct Attempt {
 pub struct Report {
     /// The backend that was taken; `None` for a model that was not loaded from a directory.
     pub backend: Option<BackendKind>,
+    /// Where the nodes of the graph run, when it runs on an execution provider.
+    pub placement: Option<Placement>,
     /// The ones before it, in order.
     pub attempts: Vec<Attempt>,
     /// The libonnxruntime that works, and what it says of its build.
@@ -91,10 +97,12 @@ impl Report {
         if self.attempts.is_empty() {
             return None;
         }
-        let reasons = self
-            .attempts
-            .iter()
-            .map(|attempt| format!("{}: {}", attempt.backend, attempt.reason));
+        let reasons = self.attempts.iter().map(|attempt| match attempt.provider {
+            Some(provider) => {
+                format!("{} on {provider}: {}", attempt.backend, attempt.reason)
+            }
+            None => format!("{}: {}", attempt.backend, attempt.reason),
+        });
         Some(reasons.collect::<Vec<_>>().join("; "))
     }
 }

@@ -41,6 +41,7 @@ fn describe(status: &Status) -> String {
                 format!("{} ({}, {})", model.id, model.family, model.quantisation),
             ));
             rows.push(("backend", model.backend.clone()));
+            rows.push(("provider", model.provider.clone()));
             rows.push(("", model.backend_reason.clone()));
             rows.push(("does", model.operations.join(", ")));
             rows.push(("tasks", model.tasks.join(", ")));

@@ -419,6 +419,25 @@ mod tests {
     }
 
     #[test]
+    fn an_accelerator_is_named_with_its_library() {
+        let (_folder, mut sources) = written(
+            "[model.provider]\nname = 'qnn'\npartial = true\n\
+             [model.provider.options]\nbackend_path = '/opt/libQnnHtp.so'",
+        );
+        let told = load(&sources).expect_err("no library").to_string();
+        assert!(told.contains("model.provider.library"), "{told}");
+        sources.environment = vec![("GLMD_MODEL__PROVIDER__LIBRARY".into(), "/opt/q.so".into())];
+        let model = load(&sources).expect("whole").config.model;
+        let provider = model.accelerator().expect("known").expect("one");
+        assert!(provider.partial && provider.options.contains_key("backend_path"));
+        sources
+            .environment
+            .push(("GLMD_MODEL__PROVIDER__NAME".into(), "npu".into()));
+        let told = load(&sources).expect_err("no such provider").to_string();
+        assert!(told.contains("model.provider.name"), "{told}");
+    }
+
+    #[test]
     fn tcp_is_loopback_with_a_token_and_may_be_put_together() {
         let (_folder, mut sources) = written("http.tcp.listen = '127.0.0.1:8080'");
         assert!(load(&sources).is_err(), "no token file");

@@ -6,10 +6,12 @@
 pub mod layers;
 pub mod show;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use glm_engine::backend::provider::{self, ProviderKind};
 use glm_engine::loading::BackendKind;
 use serde::{Deserialize, Serialize};
 
@@ -45,6 +47,9 @@ pub struct Model {
     pub path: PathBuf,
     /// What runs it: `auto` takes the best that works; else `ort-paged`, `tract-paged` or `ort-portable`.
     pub backend: String,
+    /// Accelerator to try before `backend`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub provider: Option<Provider>,
     /// libonnxruntime to use before those that are found.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub onnxruntime: Option<PathBuf>,
@@ -63,6 +68,7 @@ impl Default for Model {
         Self {
             path: "/var/lib/glmd/model".into(),
             backend: AUTO.into(),
+            provider: None,
             onnxruntime: None,
             threads: 0,
             kv_mib: 512,
@@ -70,6 +76,21 @@ impl Default for Model {
             verify: false,
         }
     }
+}
+
+/// An execution provider of ONNX Runtime.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Provider {
+    /// `qnn`, `openvino`, `cuda` or `tensorrt`.
+    pub name: String,
+    /// Plug-in library of `qnn` or `openvino`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub library: Option<PathBuf>,
+    /// Whether the CPU may run what the provider does not take; `status` tells how much that is.
+    pub partial: bool,
+    /// Options of the provider, by its own names.
+    pub options: BTreeMap<String, String>,
 }
 
 /// Lets the machine decide which backend runs the model.
@@ -317,6 +338,20 @@ impl Config {
                 "must be auto, ort-paged, tract-paged or ort-portable",
             );
         }
+        if let Some(provider) = &self.model.provider {
+            let Ok(kind) = provider.name.parse::<ProviderKind>() else {
+                return bad(
+                    "model.provider.name",
+                    "must be qnn, openvino, cuda or tensorrt",
+                );
+            };
+            if kind.is_plugin() && provider.library.is_none() {
+                return bad(
+                    "model.provider.library",
+                    "must name the provider's plug-in library",
+                );
+            }
+        }
         if !(1..=MAX_MIB).contains(&self.model.kv_mib) {
             return bad("model.kv_mib", "must be from 1 to 1048576");
         }
@@ -408,6 +443,22 @@ impl Model {
             AUTO => Ok(None),
             name => name.parse().map(Some),
         }
+    }
+
+    /// The accelerator to try first.
+    ///
+    /// # Errors
+    /// When there is none of that name.
+    pub fn accelerator(&self) -> Result<Option<provider::Provider>, String> {
+        let Some(asked) = &self.provider else {
+            return Ok(None);
+        };
+        Ok(Some(provider::Provider {
+            kind: asked.name.parse()?,
+            library: asked.library.clone(),
+            options: asked.options.clone(),
+            partial: asked.partial,
+        }))
     }
 }
 

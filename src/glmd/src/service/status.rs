@@ -29,6 +29,8 @@ impl Service {
                 id: info.id.clone(),
                 family: info.spec.family.name().to_owned(),
                 backend: info.capabilities.name.to_owned(),
+                provider: (info.report.placement.as_ref())
+                    .map_or_else(String::new, ToString::to_string),
                 backend_reason: info.report.backend_reason().unwrap_or_default(),
                 operations: operations(&info),
                 tasks: info.tasks.keys().cloned().collect(),

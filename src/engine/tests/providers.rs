@@ -1,0 +1,162 @@
+//! Execution providers: what they take is told, and what they do not take is refused.
+//!
+//! The tests of a real provider want Qualcomm's plug-in, whose x86 library emulates the NPU: `make test-providers`
+//! fetches it and names its folder in `GLMD_QNN_DIR`.
+#![allow(
+    clippy::tests_outside_test_module,
+    reason = "an integration test is a test module as a whole"
+)]
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use glm_engine::backend::Bytes;
+use glm_engine::backend::library::{Places, Prober, answer_probe};
+use glm_engine::backend::provider::{Provider, ProviderKind};
+use glm_engine::loading::{BackendKind, KvType, Options, Report, open};
+use glm_onnx::export;
+use tempfile::TempDir;
+
+/// The other half of every test here: the child that loads the library.
+#[test]
+fn answers_when_it_is_the_child() {
+    let _ = answer_probe();
+}
+
+/// The library that the tests may use, where the machine has one.
+fn library() -> Option<PathBuf> {
+    let path = std::env::var_os("ORT_DYLIB_PATH").map(PathBuf::from);
+    let path = path.filter(|path| path.is_file());
+    if path.is_none() {
+        eprintln!("skipped: ORT_DYLIB_PATH names no libonnxruntime");
+    }
+    path
+}
+
+/// Plug-in and emulator.
+fn qnn() -> Option<(PathBuf, PathBuf)> {
+    let folder = std::env::var_os("GLMD_QNN_DIR").map(PathBuf::from);
+    let files = folder.map(|folder| {
+        let plugin = folder.join("libonnxruntime_providers_qnn.so");
+        (plugin, folder.join("libQnnHtp.so"))
+    });
+    let files = files.filter(|(plugin, backend)| plugin.is_file() && backend.is_file());
+    if files.is_none() {
+        eprintln!("skipped: GLMD_QNN_DIR names no folder with the QNN plug-in");
+    }
+    files
+}
+
+fn provider(library: &Path, backend: &Path, partial: bool) -> Provider {
+    let backend = backend.to_str().unwrap().to_owned();
+    Provider {
+        kind: ProviderKind::Qnn,
+        library: Some(library.to_owned()),
+        options: BTreeMap::from([("backend_path".to_owned(), backend)]),
+        partial,
+    }
+}
+
+fn exported(family: &str) -> (TempDir, PathBuf) {
+    let checkpoint = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../tests/fixtures/checkpoints")
+        .join(family);
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join(family);
+    let options = export::Options {
+        threads: 1,
+        ..export::Options::default()
+    };
+    export::export(&checkpoint, &out, &options, &|_| ControlFlow::Continue(())).unwrap();
+    (folder, out)
+}
+
+/// How the model came to run; its self-test passed.
+fn opened(folder: &Path, library: PathBuf, provider: Provider) -> Report {
+    opened_on(BackendKind::OrtPortable, folder, library, provider)
+}
+
+fn opened_on(backend: BackendKind, folder: &Path, library: PathBuf, provider: Provider) -> Report {
+    let arguments = ["--exact", "answers_when_it_is_the_child", "--nocapture"];
+    let program = std::env::current_exe().unwrap();
+    let options = Options {
+        backend: Some(backend),
+        provider: Some(provider),
+        places: Places {
+            variable: Some(library),
+            ..Places::default()
+        },
+        prober: Prober::new(program, arguments.map(OsString::from).to_vec()),
+        threads: Some(1),
+        kv: Bytes(8 << 20),
+        kv_type: KvType::F16,
+        verify: false,
+    };
+    open(folder, &options).unwrap().info.report
+}
+
+/// It runs on the CPU, and says why not on the provider.
+fn refused(report: &Report) -> String {
+    assert_eq!(report.backend, Some(BackendKind::OrtPortable));
+    assert_eq!(report.placement, None);
+    let reason = report.backend_reason().unwrap();
+    assert!(reason.starts_with("ort-portable on "), "{reason}");
+    reason
+}
+
+#[test]
+fn a_plug_in_that_is_not_there_is_named() {
+    let Some(library) = library() else { return };
+    let (_keep, folder) = exported("glm-edge");
+    let missing = folder.join("libnothing.so");
+    // Another kind than the other test's, whose plug-in this process may have loaded.
+    let provider = Provider {
+        kind: ProviderKind::OpenVino,
+        ..provider(&missing, &missing, true)
+    };
+    let reason = refused(&opened(&folder, library, provider));
+    assert!(reason.contains("on openvino: "), "{reason}");
+    assert!(reason.contains("libnothing.so"), "{reason}");
+}
+
+// One test: a plug-in stays in the process that loaded it.
+#[test]
+fn what_the_npu_does_not_take_is_told_or_refused() {
+    let (Some(library), Some((plugin, backend))) = (library(), qnn()) else {
+        return;
+    };
+    let (_keep, folder) = exported("glm-edge");
+    let open = |backend: &Path, partial| {
+        opened(
+            &folder,
+            library.clone(),
+            provider(&plugin, backend, partial),
+        )
+    };
+
+    let strict = refused(&open(&backend, false));
+    assert!(strict.contains(" nodes, the CPU would run"), "{strict}");
+    assert!(strict.contains("partial = true"), "{strict}");
+
+    // The paged backend does not fall to a plug-in that is loaded, either.
+    let paged = opened_on(
+        BackendKind::OrtPaged,
+        &folder,
+        library.clone(),
+        provider(&plugin, &backend, false),
+    );
+    assert_eq!(paged.backend, Some(BackendKind::OrtPaged));
+
+    let report = open(&backend, true);
+    let placement = report.placement.expect("a placement");
+    assert_eq!(placement.provider, ProviderKind::Qnn);
+    assert!(placement.taken > 0, "{placement}");
+    assert!(placement.elsewhere.contains_key("GroupQueryAttention"));
+    assert_eq!(report.attempts, []);
+
+    // ONNX Runtime itself takes this for a success, on the CPU.
+    let nothing = refused(&open(&folder.join("libnothing.so"), true));
+    assert!(nothing.contains("0 of "), "{nothing}");
+}
