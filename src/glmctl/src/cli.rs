@@ -12,6 +12,7 @@ use crate::commands::classify::Classify;
 use crate::commands::generate::Generate;
 use crate::commands::infill::Infill;
 use crate::commands::tokenize::Tokenize;
+use crate::doctor::Doctor;
 use crate::export::Export;
 use crate::failure::{Failure, Result};
 use crate::model::Model;
@@ -47,6 +48,7 @@ pub enum Command {
     #[command(subcommand)]
     Model(Model),
     Bench(Box<Bench>),
+    Doctor(Doctor),
     /// Tell which GLM a checkpoint folder holds, from its config.json
     Inspect {
         /// Folder with config.json, as downloaded

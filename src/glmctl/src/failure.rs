@@ -62,6 +62,12 @@ pub enum Failure {
     /// A step of a measurement failed: 70.
     #[error("{0}")]
     Measurement(String),
+    /// `doctor` found what keeps glmd from working: 69.
+    #[error("{problems} of these keep glmd from working")]
+    Unhealthy {
+        /// How many.
+        problems: usize,
+    },
     /// Ctrl-C: 130.
     #[error("interrupted")]
     Interrupted,
@@ -91,7 +97,7 @@ impl Failure {
         match self {
             Self::Usage(_) => USAGE,
             Self::BadInput(_) => 65,
-            Self::Unreachable { .. } => 69,
+            Self::Unreachable { .. } | Self::Unhealthy { .. } => 69,
             Self::Refused(detail) => detail.kind.exit_status(),
             Self::Engine(_) => 65,
             Self::Measurement(_) => 70,
@@ -122,6 +128,7 @@ impl Failure {
                     Self::Usage(_) => (ErrorKind::InvalidRequestError, "usage"),
                     Self::BadInput(_) => (ErrorKind::InvalidRequestError, "bad_input"),
                     Self::Unreachable { .. } => (ErrorKind::Unavailable, "unreachable"),
+                    Self::Unhealthy { .. } => (ErrorKind::Unavailable, "unhealthy"),
                     Self::Interrupted => (ErrorKind::Cancelled, "interrupted"),
                     Self::Protocol { .. } => (ErrorKind::ServerError, "protocol"),
                     Self::Engine(error) => (ErrorKind::InvalidRequestError, error.code()),

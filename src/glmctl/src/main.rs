@@ -7,6 +7,7 @@
 //! | `top` | the daemon on a full screen |
 //! | `export`, `model`, `inspect` | commands that work on files, without a daemon |
 //! | `progress` | a bar for long ones of these |
+//! | `doctor` | how glmd runs on this machine, and what to type against what holds it back |
 //! | `bench` | how fast this machine runs a model of a given shape |
 //! | `client` | HTTP and server-sent events over the Unix socket |
 //! | `lines`, `print`, `options`, `interrupt` | input, output, shared options, Ctrl-C |
@@ -19,6 +20,7 @@ mod bench;
 mod cli;
 mod client;
 mod commands;
+mod doctor;
 mod export;
 mod failure;
 mod inspect;
@@ -42,7 +44,7 @@ use failure::{Failure, Result, USAGE};
 use options::Output;
 
 fn main() -> ExitCode {
-    // `bench` tries out libonnxruntime in a child of its own.
+    // `bench`, `doctor` and `eval` try out libonnxruntime in a child of its own.
     if let Some(code) = answer_probe() {
         return code;
     }
@@ -81,17 +83,13 @@ fn run(cli: Cli) -> Result<()> {
         Command::Export(export) => export.run(cli.output),
         Command::Model(model) => model.run(cli.output),
         Command::Bench(bench) => bench.run(cli.output),
+        Command::Doctor(doctor) => doctor.run(&options::socket(cli.socket), cli.output),
         Command::Inspect { checkpoint } => inspect::run(&checkpoint, cli.output),
         Command::Completions { shell } => cli::completions(shell),
         Command::Man { out } => cli::man_pages(&out),
         Command::Ask(ask) => {
             let client = Client::new(options::socket(cli.socket));
-            // One thread: the client waits, it does not compute.
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .map_err(|e| Failure::io("the run-time", e))?;
-            runtime.block_on(talk(*ask, &client, cli.output))
+            options::runtime()?.block_on(talk(*ask, &client, cli.output))
         }
     }
 }

@@ -175,6 +175,14 @@ fn read_json(path: &Path) -> Result<serde_json::Value> {
     serde_json::from_slice(&bytes).map_err(|e| Failure::BadInput(format!("{name}: {e}")))
 }
 
+/// What waits for the daemon: one thread, for a client does not compute.
+pub fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::io("the run-time", e))
+}
+
 /// The socket to talk to: the one that was named, the system's, or the one
 /// that `make run` puts into the user's run-time directory.
 pub fn socket(named: Option<PathBuf>) -> PathBuf {

@@ -378,3 +378,78 @@ fn arguments_are_checked_before_anything_is_sent() {
         );
     }
 }
+
+/// What `doctor --output json` finds about a topic.
+fn found<'a>(report: &'a Value, topic: &str) -> Vec<&'a Value> {
+    let findings = report["findings"].as_array().expect("findings");
+    findings.iter().filter(|f| f["topic"] == topic).collect()
+}
+
+#[test]
+fn doctor_looks_at_the_machine_when_no_daemon_runs() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let output = run(&folder, &["--output", "json", "doctor"], "");
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let report: Value = serde_json::from_str(&stdout(&output)).expect("JSON");
+    assert_eq!(report["status"], Value::Null);
+    let daemon = found(&report, "daemon");
+    assert_eq!(daemon[0]["state"], "warning");
+    let fix = daemon[0]["fix"].as_str().expect("a fix");
+    assert!(fix.contains("systemctl start glmd"), "{fix}");
+    for topic in [
+        "backend",
+        "onnxruntime",
+        "kernels",
+        "threads",
+        "memory",
+        "cgroup",
+        "pressure",
+    ] {
+        assert!(!found(&report, topic).is_empty(), "nothing about {topic}");
+    }
+}
+
+#[test]
+fn doctor_asks_a_running_daemon_first() {
+    let status = json!({
+        "version": "0.1.0", "uptime_s": 60.0, "phase": "ready", "level": "orange",
+        "level_reason": "tasks wait for memory",
+        "model": {
+            "id": "glm-mini", "family": "glm", "backend": "tract-paged",
+            "backend_reason": "ort-paged: no libonnxruntime was found",
+            "quantisation": "int8/32", "sha256": "00", "max_tokens": 512,
+            "operations": [], "tasks": []
+        },
+        "requests": {"queued": 0, "queued_tokens": 0, "running": 0, "answered": 0,
+                     "refused": 0, "failed": 0, "cancelled": 0},
+        "batch": {"sequences": 0, "tokens": 0, "token_budget": 64, "token_budget_max": 128},
+        "memory": {"headroom": 1, "reserved": 0, "kv_used": 0, "kv_resident": 0,
+                   "weights": 0, "anonymous": 0},
+        "tokens_per_second": 0.0
+    });
+    let folder = answering("200 OK", status);
+    let output = run(&folder, &["--output", "json", "doctor"], "");
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let report: Value = serde_json::from_str(&stdout(&output)).expect("JSON");
+    assert_eq!(report["status"]["model"]["backend"], "tract-paged");
+    let backend = found(&report, "backend")[0]["what"].to_string();
+    assert!(backend.contains("no libonnxruntime was found"), "{backend}");
+    let memory = found(&report, "memory")[0]["what"].to_string();
+    assert!(
+        memory.contains("orange") && memory.contains("tasks wait"),
+        "{memory}"
+    );
+    assert!(found(&report, "memory")[0]["fix"].is_string());
+}
+
+#[test]
+fn doctor_calls_a_stranger_on_the_socket_a_problem() {
+    let folder = answering("200 OK", json!({"hello": "there"}));
+    let output = run(&folder, &["doctor"], "");
+    assert_eq!(output.status.code(), Some(69), "{}", stdout(&output));
+    assert!(
+        stdout(&output).contains("problem  daemon"),
+        "{}",
+        stdout(&output)
+    );
+}

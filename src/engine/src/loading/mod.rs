@@ -174,6 +174,14 @@ pub fn environment(options: &Options) -> Result<Environment> {
     onnxruntime::environment(library).map_err(failed)
 }
 
+/// Execution providers of the library that works, with the devices that they find here.
+///
+/// # Errors
+/// As [`environment`].
+pub fn providers(options: &Options) -> Result<Vec<String>> {
+    Ok(onnxruntime::providers(&environment(options)?))
+}
+
 /// Loads one directory again and again.
 #[derive(Clone, Debug)]
 pub struct Loader {

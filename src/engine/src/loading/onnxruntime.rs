@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use ort::environment::Environment;
+use ort::memory::DeviceType;
 
 use crate::backend::library::{Candidate, Prober, Search};
 
@@ -54,4 +55,30 @@ pub(super) fn environment(library: &Path) -> Result<Environment, String> {
         .map_err(|error| failed(&error))?;
     *loaded = Some((library.to_owned(), environment.clone()));
     Ok(environment)
+}
+
+/// Execution providers of the library and the devices that they find here, such as
+/// `CPUExecutionProvider (CPU, Arm)`.
+pub(super) fn providers(environment: &Environment) -> Vec<String> {
+    let mut names: Vec<String> = environment
+        .devices()
+        .filter_map(|device| {
+            let hardware = device.hardware_device();
+            let kind = match hardware.ty() {
+                DeviceType::CPU => "CPU",
+                DeviceType::GPU => "GPU",
+                DeviceType::NPU => "NPU",
+                _ => "other",
+            };
+            let maker = match hardware.vendor() {
+                Ok(vendor) if !vendor.is_empty() => format!(", {vendor}"),
+                _ => String::new(),
+            };
+            Some(format!("{} ({kind}{maker})", device.ep().ok()?))
+        })
+        .collect();
+    // The same device may be found twice.
+    names.sort();
+    names.dedup();
+    names
 }
