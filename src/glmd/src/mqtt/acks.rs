@@ -4,6 +4,10 @@
 //! acknowledged in the order in which they came (MQTT 5, section 4.6). A number
 //! of one connection means nothing in the next, so the book starts over with
 //! every connection and its epoch is part of each number.
+//!
+//! A delivery for which there is no room is postponed: it is not acknowledged,
+//! so the broker keeps it and delivers it again on the next connection. What
+//! comes after it cannot be acknowledged before it, so it is postponed too.
 
 use std::collections::VecDeque;
 
@@ -29,6 +33,7 @@ pub struct Acks<T> {
     epoch: u64,
     next: u64,
     open: VecDeque<Entry<T>>,
+    postponing: bool,
 }
 
 impl<T> Default for Acks<T> {
@@ -37,12 +42,13 @@ impl<T> Default for Acks<T> {
             epoch: 0,
             next: 0,
             open: VecDeque::new(),
+            postponing: false,
         }
     }
 }
 
 impl<T> Acks<T> {
-    /// Writes down a delivery.
+    /// Writes down a delivery, which must not come while [postponing](Self::postponing).
     pub fn delivered(&mut self, ack: T) -> Delivery {
         let number = self.next;
         self.next += 1;
@@ -90,10 +96,26 @@ impl<T> Acks<T> {
         self.open.len()
     }
 
+    /// Leaves the last delivery, and all that follow, to the next connection.
+    pub fn postpone(&mut self, delivery: Delivery) {
+        if delivery.epoch != self.epoch {
+            return;
+        }
+        self.open.retain(|entry| entry.number < delivery.number);
+        self.postponing = true;
+    }
+
+    /// Whether what comes is left to the next connection.
+    #[must_use]
+    pub const fn postponing(&self) -> bool {
+        self.postponing
+    }
+
     /// The connection is gone; the broker will deliver again what was open.
     pub fn connection_lost(&mut self) {
         self.epoch += 1;
         self.open.clear();
+        self.postponing = false;
     }
 }
 
@@ -132,6 +154,22 @@ mod tests {
         assert_eq!(next(&mut acks), None);
         acks.settle(new);
         assert_eq!(next(&mut acks), Some(2));
+    }
+
+    #[test]
+    fn what_is_postponed_is_never_acknowledged_on_this_connection() {
+        let mut acks = Acks::default();
+        let (a, b) = (acks.delivered("a"), acks.delivered("b"));
+        acks.postpone(b);
+        assert!(acks.postponing());
+        acks.settle(b);
+        acks.settle(a);
+        assert_eq!([next(&mut acks), next(&mut acks)], [Some("a"), None]);
+        acks.connection_lost();
+        assert!(!acks.postponing());
+        let again = acks.delivered("b");
+        acks.settle(again);
+        assert_eq!(next(&mut acks), Some("b"));
     }
 
     proptest! {

@@ -19,6 +19,8 @@ pub enum Ended {
     },
     /// The broker knows us and will not have us.
     Refused,
+    /// We left, to come back.
+    Left,
 }
 
 /// Doubles from one second to a minute, with jitter so that a house full of
@@ -44,6 +46,7 @@ impl Backoff {
     pub fn next(&mut self, ended: Ended) -> Duration {
         let base = match ended {
             Ended::Refused => LONGEST,
+            Ended::Left => FIRST,
             Ended::Lost { after } => {
                 if after >= GOOD {
                     self.tries = 0;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::desk::Limits;
+use super::desk::{JOB_BYTES, Limits};
 use super::link::settings::{Address, BadAddress, Protocol, Settings, TlsFiles};
 use super::presence::Presence;
 use super::session::Options;
@@ -171,9 +171,6 @@ pub struct Plan {
 const MAX_PASSWORD: u64 = 64 << 10;
 /// Wait before the broker says that we are gone: hides a short loss of Wi-Fi.
 const WILL_DELAY: Duration = Duration::from_secs(8);
-/// Connections whose requests are held at a time. The broker bounds those of one; when it comes back it may hand over
-/// new ones before it has heard of the answers to the old.
-const CONNECTIONS: usize = 4;
 /// Where the machine's identity is (machine-id(5)).
 const MACHINE_ID: &str = "/etc/machine-id";
 
@@ -264,7 +261,8 @@ impl Mqtt {
         let options = Options {
             response_topics: self.response_topics.iter().map(place).collect(),
             limits: Limits {
-                jobs: CONNECTIONS * in_flight,
+                // What a broker that keeps to Receive Maximum can hand over.
+                bytes: in_flight * (self.packet_bytes + JOB_BYTES),
                 running: in_flight,
                 running_of_one: self.per_client,
             },

@@ -3,11 +3,17 @@
 //! A request that is delivered twice is one job with two deliveries. Clients
 //! take turns: a device that sends a hundred requests at once delays its own,
 //! not those of others.
+//!
+//! # How much is held
+//! With MQTT 5 the broker hands over at most Receive Maximum requests before
+//! one is acknowledged. 3.1.1 has no such word, and a broker may forget its own
+//! count when a session is resumed (mosquitto 2.0.11 hands over everything that
+//! waited). So the desk is bounded in bytes: by what a broker that keeps to
+//! Receive Maximum could fill. A request that finds no room is not refused, it
+//! is left unacknowledged with the broker; see [`Acks`](super::acks::Acks).
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
-
-use glm_wire::error::{ErrorDetail, ErrorKind};
 
 use super::acks::Delivery;
 use super::journal::Key;
@@ -16,13 +22,16 @@ use super::request::{ReplyTo, Request, Work};
 /// Bounds of a desk.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Requests that are held; the broker holds the rest where the protocol can say so.
-    pub jobs: usize,
+    /// Bytes of requests that are held, as they were delivered and with [`JOB_BYTES`] for each.
+    pub bytes: usize,
     /// Requests that are worked on at a time.
     pub running: usize,
     /// Of these, most of one client.
     pub running_of_one: usize,
 }
+
+/// Bytes that a request takes besides its message: its place in the maps here, its task, its names.
+pub const JOB_BYTES: usize = 1024;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
@@ -41,14 +50,14 @@ struct Job {
 }
 
 /// What became of a request that arrived.
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Arrival {
     /// It waits for its turn.
     Waits,
     /// It is under way already; its answer will settle this delivery too.
     UnderWay,
-    /// It is refused.
-    Refused(ErrorDetail),
+    /// There is no room for it now; nothing was taken.
+    NoRoom,
 }
 
 /// A request whose turn has come.
@@ -85,6 +94,7 @@ pub struct Desk {
     /// Clients with waiting jobs, in the order of their turns.
     turns: VecDeque<String>,
     running: HashMap<String, usize>,
+    bytes: usize,
     salt: u64,
 }
 
@@ -98,6 +108,7 @@ impl Desk {
             waiting: HashMap::new(),
             turns: VecDeque::new(),
             running: HashMap::new(),
+            bytes: 0,
             salt: 0,
         }
     }
@@ -106,6 +117,12 @@ impl Desk {
     #[must_use]
     pub fn len(&self) -> usize {
         self.jobs.len()
+    }
+
+    /// Whether so much room is free that it is worth to ask the broker for more.
+    #[must_use]
+    pub const fn is_roomy(&self) -> bool {
+        self.bytes <= self.limits.bytes / 2
     }
 
     /// Whether no request is held.
@@ -151,11 +168,12 @@ impl Desk {
                 *byte ^= salt;
             }
         }
-        if self.jobs.len() >= self.limits.jobs {
-            let message = format!("{} requests are under way over MQTT", self.jobs.len());
-            let detail = ErrorDetail::new(ErrorKind::Overloaded, "overloaded", message);
-            return Arrival::Refused(detail.with_retry_after_ms(1000));
+        let size = request.size + JOB_BYTES;
+        // An empty desk takes any request: one that never fits would be postponed for ever.
+        if self.bytes + size > self.limits.bytes && !self.jobs.is_empty() {
+            return Arrival::NoRoom;
         }
+        self.bytes += size;
         let client = request.reply.topic.clone();
         let key = request.key;
         self.jobs.insert(
@@ -237,10 +255,11 @@ impl Desk {
 
     /// The broker has the answer: the request is over. Returns the deliveries to settle.
     pub fn finish(&mut self, key: &Key) -> Vec<Delivery> {
-        self.jobs
-            .remove(key)
-            .map(|job| job.deliveries)
-            .unwrap_or_default()
+        let Some(job) = self.jobs.remove(key) else {
+            return Vec::new();
+        };
+        self.bytes -= job.request.size + JOB_BYTES;
+        job.deliveries
     }
 
     /// What a client means by the name of a request.
@@ -274,7 +293,7 @@ mod tests {
     use crate::service::Op;
 
     const LIMITS: Limits = Limits {
-        jobs: 8,
+        bytes: 8 * (100 + JOB_BYTES),
         running: 3,
         running_of_one: 2,
     };
@@ -293,6 +312,7 @@ mod tests {
             key: [n; 32],
             identified: true,
             name: [n; 32],
+            size: 100,
             deadline: Some(Duration::from_secs(10)),
         }
     }
@@ -376,7 +396,7 @@ mod tests {
                         match arrival {
                             Arrival::Waits => { prop_assert!(!open.contains(&n)); open.push(n) }
                             Arrival::UnderWay => prop_assert!(open.contains(&n)),
-                            Arrival::Refused(_) => prop_assert_eq!(desk.len(), LIMITS.jobs),
+                            Arrival::NoRoom => prop_assert_eq!(desk.len(), 8),
                         }
                     }
                     1 => if let Some(turn) = desk.next(now) {

@@ -59,6 +59,12 @@ pub(super) fn redelivered() {
     count(&FIGURES.redelivered);
 }
 
+pub(super) fn postponed() {
+    warn!(
+        "The MQTT broker handed over more requests than there is room for; they are left with it until those that are here are answered."
+    );
+}
+
 pub(super) fn repeated() {
     count(&FIGURES.repeated);
     debug!("Answered a repeated request from the journal.");

@@ -73,6 +73,8 @@ pub struct Request {
     pub identified: bool,
     /// What `cancel` calls it: response topic with correlation data or transaction.
     pub name: Key,
+    /// Bytes of the message.
+    pub size: usize,
     /// Time in which the answer is wanted.
     pub deadline: Option<Duration>,
 }
@@ -166,6 +168,7 @@ pub fn read(message: &Incoming, topics: &Topics, allowed: &[String]) -> Read {
         key,
         identified,
         name,
+        size: message.topic.len() + message.payload.len(),
         deadline: message.expiry_s.map(|s| Duration::from_secs(s.into())),
     }))
 }

@@ -129,7 +129,7 @@ pub enum Fatal {
 #[derive(Debug)]
 enum Ends {
     Job(Key),
-    Delivery(Option<Delivery>),
+    Delivery(Delivery),
 }
 
 /// Pieces that wait to be sent together.
@@ -148,6 +148,8 @@ struct Line {
     terms: Option<Terms>,
     asked: bool,
     subscribed: bool,
+    /// Whether we have said farewell.
+    left: bool,
     /// The last time that the broker did what it owes us.
     alive: Instant,
 }
@@ -275,10 +277,15 @@ impl<A: Answering> Session<A> {
                 events::connected(&self.settings.address, terms.session_present);
             }
             Event::Subscribed(granted) => self.on_subscribed(&granted, now),
-            Event::Message { message, ack } => {
-                let delivery = ack.map(|ack| self.acks.delivered(ack));
-                self.on_message(&message, delivery, now);
-            }
+            Event::Message { message, ack } => match ack {
+                // The broker keeps it.
+                Some(_) if self.acks.postponing() => {}
+                Some(ack) => {
+                    let delivery = self.acks.delivered(ack);
+                    self.on_message(&message, Some(delivery), now);
+                }
+                None => self.on_message(&message, None, now),
+            },
             Event::Acknowledged { index, refused } => {
                 if let Some(line) = &mut self.line {
                     line.alive = now;
@@ -372,19 +379,23 @@ impl<A: Answering> Session<A> {
                 return;
             }
         }
-        let (key, reply) = (request.key, request.reply.clone());
+        let reply = request.reply.clone();
         match self.desk.arrive(request, delivery, repeats, now) {
             Arrival::Waits | Arrival::UnderWay => {}
-            Arrival::Refused(detail) => {
-                // There may be room when it is delivered again, and it must not get another answer then.
-                self.keep(
-                    key,
-                    envelope::answer(&reply, &Err(detail.clone())),
-                    Duration::ZERO,
-                );
-                self.refuse(&reply, detail, delivery);
-            }
+            Arrival::NoRoom => match delivery {
+                Some(delivery) => self.postpone(delivery),
+                // Nobody would deliver it again.
+                None => self.refuse(&reply, no_room(self.desk.len()), None),
+            },
         }
+    }
+
+    /// Leaves a delivery for which there is no room with the broker.
+    fn postpone(&mut self, delivery: Delivery) {
+        if !self.acks.postponing() {
+            events::postponed();
+        }
+        self.acks.postpone(delivery);
     }
 
     fn cancel(&mut self, name: &Key) -> bool {
@@ -413,13 +424,16 @@ impl<A: Answering> Session<A> {
         // A request at QoS 0 may be lost, and so may the answer that no job stands behind.
         let qos = delivery.map_or(Qos::AtMostOnce, |_| Qos::AtLeastOnce);
         let message = envelope::message(reply, body, qos, None);
-        let room = self.outbox.bytes() < self.options.outbox_bytes;
-        if delivery.is_none() || !room {
-            // Without a limit of its own (3.1.1) a broker could pile these up.
+        let Some(delivery) = delivery else {
             if self.outbox.put(Class::Chunk, message) == Put::Dropped {
                 events::dropped("answer");
             }
-            self.settle(delivery);
+            return;
+        };
+        if self.outbox.bytes() + message.size() > self.options.outbox_bytes && self.acks.open() > 1
+        {
+            // A broker without a limit of its own could pile these up.
+            self.postpone(delivery);
             return;
         }
         self.post(message, Ends::Delivery(delivery));
@@ -525,7 +539,7 @@ impl<A: Answering> Session<A> {
                     self.acks.settle(delivery);
                 }
             }
-            Some(Ends::Delivery(delivery)) => self.settle(delivery),
+            Some(Ends::Delivery(delivery)) => self.acks.settle(delivery),
             None => {}
         }
     }
@@ -539,14 +553,15 @@ impl<A: Answering> Session<A> {
     }
 
     fn drop_line(&mut self, lost: &Lost, now: Instant) {
-        let after = self.line.take().map_or(Duration::ZERO, |line| {
-            now.saturating_duration_since(line.since)
+        let (after, left) = self.line.take().map_or((Duration::ZERO, false), |line| {
+            (now.saturating_duration_since(line.since), line.left)
         });
         self.outbox.connection_lost();
         self.acks.connection_lost();
         self.desk.connection_lost();
         let wait = self.backoff.next(match lost.meaning {
             Meaning::Refused => Ended::Refused,
+            _ if left => Ended::Left,
             _ => Ended::Lost { after },
         });
         self.retry_at = now + wait;
@@ -561,6 +576,7 @@ impl<A: Answering> Session<A> {
                 terms: None,
                 asked: false,
                 subscribed: false,
+                left: false,
                 alive: now,
             });
         }
@@ -578,7 +594,7 @@ impl<A: Answering> Session<A> {
     /// Ends a connection on which the broker owes us something for three keep-alives.
     fn watch(&mut self, now: Instant) {
         let Some(line) = &mut self.line else { return };
-        let owes = !line.subscribed || self.outbox.unacknowledged() > 0;
+        let owes = !line.subscribed || line.left || self.outbox.unacknowledged() > 0;
         if !owes {
             line.alive = now;
         } else if now.saturating_duration_since(line.alive) > 3 * self.settings.keep_alive {
@@ -645,6 +661,13 @@ impl<A: Answering> Session<A> {
             if !line.asked && line.connection.subscribe(&filters).is_ok() {
                 line.asked = true;
             }
+        }
+        // What was postponed comes again on the next connection; a farewell leaves nothing unsent.
+        if self.acks.postponing() && self.acks.open() == 0 && self.desk.is_roomy() && !line.left {
+            line.left = line.connection.disconnect().is_ok();
+        }
+        if line.left {
+            return;
         }
         while let Some(message) = self.outbox.next(terms.in_flight) {
             if message.size() > limit {
@@ -784,6 +807,11 @@ async fn ask_patiently<A: Answering>(
         }
         tokio::time::sleep(wait).await;
     }
+}
+
+fn no_room(held: usize) -> ErrorDetail {
+    let message = format!("{held} requests are under way over MQTT; at QoS 1 it would have waited");
+    ErrorDetail::new(ErrorKind::Overloaded, "overloaded", message).with_retry_after_ms(1000)
 }
 
 fn unix_seconds() -> u64 {

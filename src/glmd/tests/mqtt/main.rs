@@ -393,6 +393,64 @@ async fn answers_survive_any_number_of_deaths() {
 }
 
 #[tokio::test]
+async fn what_a_broker_hands_over_beyond_the_room_waits_with_it() {
+    let (broker, folder, echo) = (Broker::start().await, folder(), Echo::default());
+    let _node = Node::start(broker.address(), folder.path(), echo.clone(), |c| {
+        (c.in_flight, c.packet_bytes) = (1, 8192);
+    });
+    let requests: Vec<Publish> = (1..=24)
+        .map(|id| asking(id, &format!("text {id}")))
+        .collect();
+    let mut open = requests.clone();
+    let mut answered = Vec::new();
+    let mut connections = 0;
+    while !open.is_empty() {
+        let mut line = broker.serve(RESUMED).await;
+        connections += 1;
+        assert!(connections < 10, "no progress");
+        for request in &open {
+            let sent = if connections == 1 {
+                request.clone()
+            } else {
+                again(request)
+            };
+            line.publish(&sent).await;
+        }
+        while !open.is_empty() {
+            match line.next().await {
+                None | Some(Packet::Disconnect) => break,
+                Some(Packet::PubAck(id)) => {
+                    assert_eq!(
+                        id,
+                        open.remove(0).id,
+                        "acknowledged in the order of arrival"
+                    );
+                }
+                Some(Packet::Publish(publish)) => {
+                    if publish.qos > 0 {
+                        line.acknowledge(publish.id).await;
+                    }
+                    if publish.topic.starts_with("glmd/clients/") {
+                        assert_eq!(publish.json()["status"], "ok", "none is refused");
+                        answered.push(publish.topic);
+                    }
+                }
+                Some(_) => {}
+            }
+        }
+    }
+    assert!(connections > 1, "all of it had room: this tests nothing");
+    answered.sort();
+    let mut expected: Vec<String> = requests
+        .into_iter()
+        .filter_map(|r| r.response_topic)
+        .collect();
+    expected.sort();
+    assert_eq!(answered, expected, "each is answered once");
+    assert_eq!(echo.asked(), 24);
+}
+
+#[tokio::test]
 async fn nonsense_is_answered_or_ignored_and_hurts_nobody() {
     let (broker, folder, echo) = (Broker::start().await, folder(), Echo::default());
     let _node = Node::start(broker.address(), folder.path(), echo, |_| {});

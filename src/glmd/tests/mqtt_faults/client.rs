@@ -42,7 +42,10 @@ pub struct Tally(Arc<Mutex<Seen>>);
 #[derive(Debug, Default)]
 struct Seen {
     answers: HashMap<Vec<u8>, Vec<u8>>,
+    /// Times that a prompt was published.
+    published: HashMap<Vec<u8>, usize>,
     repeated: usize,
+    unexplained: usize,
     differing: usize,
     errors: usize,
 }
@@ -51,7 +54,11 @@ struct Seen {
 #[derive(Debug)]
 pub struct Report {
     pub answered: usize,
+    /// Answers that came again, whatever the reason.
     pub repeated: usize,
+    /// Of these, those that neither the client asked for again nor the broker marked as delivered again: the node
+    /// published them again, since the broker's acknowledgement of the answer or its own of the request was lost.
+    pub by_node: usize,
     pub differing: usize,
     pub errors: usize,
 }
@@ -61,10 +68,16 @@ impl Tally {
         self.0.lock().expect("no client panics")
     }
 
-    fn answer(&self, correlation: Vec<u8>, payload: Vec<u8>) {
+    fn answer(&self, correlation: Vec<u8>, payload: Vec<u8>, again: bool) {
         let mut seen = self.lock();
         match seen.answers.get(&correlation) {
-            Some(first) if *first == payload => seen.repeated += 1,
+            Some(first) if *first == payload => {
+                seen.repeated += 1;
+                let published = seen.published.get(&correlation);
+                if !again && published.is_none_or(|times| *times < 2) {
+                    seen.unexplained += 1;
+                }
+            }
             Some(_) => seen.differing += 1,
             None => {
                 let body: Value = serde_json::from_slice(&payload).unwrap_or_default();
@@ -75,6 +88,10 @@ impl Tally {
                 seen.answers.insert(correlation, payload);
             }
         }
+    }
+
+    fn published(&self, correlation: Vec<u8>) {
+        *self.lock().published.entry(correlation).or_default() += 1;
     }
 
     fn has(&self, correlation: &[u8]) -> bool {
@@ -98,6 +115,7 @@ impl Tally {
         Report {
             answered: seen.answers.len(),
             repeated: seen.repeated,
+            by_node: seen.unexplained,
             differing: seen.differing,
             errors: seen.errors,
         }
@@ -184,8 +202,9 @@ impl Client {
                 Event::Incoming(Packet::Publish(publish)) => {
                     let properties = publish.properties.unwrap_or_default();
                     let correlation = properties.correlation_data.expect("correlation data");
+                    let payload = publish.payload.to_vec();
                     self.tally
-                        .answer(correlation.to_vec(), publish.payload.to_vec());
+                        .answer(correlation.to_vec(), payload, publish.dup);
                 }
                 Event::Incoming(Packet::PubAck(ack)) => {
                     if let Some(prompt) = ids.remove(&ack.pkid) {
@@ -211,6 +230,7 @@ impl Client {
                     to_send.push(prompt);
                     break;
                 }
+                self.tally.published(self.correlation(prompt));
                 handed.push_back(prompt);
                 let since = Instant::now();
                 open.push(Unacknowledged { prompt, since });
