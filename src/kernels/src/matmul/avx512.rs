@@ -213,7 +213,7 @@ unsafe fn turn<const BITS: usize>(from: *const u8, stride: usize) -> [__m512i; 1
     unsafe {
         let mut out = [_mm512_setzero_si512(); 16];
         if BITS == 8 {
-            let pieces = turn_lines(from, stride);
+            let pieces = turn_lines(|row| from.add(row * stride));
             for (piece, four) in pieces.into_iter().enumerate() {
                 out[piece * 4..piece * 4 + 4].copy_from_slice(&four);
             }
@@ -241,10 +241,10 @@ unsafe fn turn<const BITS: usize>(from: *const u8, stride: usize) -> [__m512i; 1
     clippy::needless_range_loop,
     reason = "the number means rows and places"
 )]
-unsafe fn turn_lines(from: *const u8, stride: usize) -> [[__m512i; 4]; 4] {
-    // SAFETY: 64 bytes of sixteen rows from here are readable.
+pub(super) unsafe fn turn_lines(place: impl Fn(usize) -> *const u8) -> [[__m512i; 4]; 4] {
+    // SAFETY: 64 bytes of sixteen rows from their places on are readable.
     unsafe {
-        let row = |row: usize| _mm512_loadu_si512(from.add(row * stride).cast());
+        let row = |row: usize| _mm512_loadu_si512(place(row).cast());
         let mut pieces = [[_mm512_setzero_si512(); 4]; 4];
         // Sixteen bytes of rows k, 4 + k, 8 + k and 12 + k come together.
         for k in 0..4 {
@@ -318,7 +318,7 @@ unsafe fn turn_scales(job: &Job<'_>, first: usize, block: usize, out: &mut [__m5
             }
             (copy.as_ptr(), LANES)
         };
-        let pieces = turn_lines(from.cast(), stride * size_of::<f32>());
+        let pieces = turn_lines(|output| from.add(output * stride).cast());
         for (out, x) in out.iter_mut().zip(pieces.as_flattened()) {
             *out = _mm512_castsi512_ps(*x);
         }

@@ -6,7 +6,7 @@ use super::neon;
 use super::weights::Quantised;
 use super::{Scratch, outputs_of_a_task, scalar};
 #[cfg(target_arch = "x86_64")]
-use super::{avx2, avx512};
+use super::{avx2, avx512, avx512_row};
 use crate::isa::Isa;
 use crate::parallel::Parallel;
 use crate::shared::Output;
@@ -75,8 +75,14 @@ pub(super) fn run(
         let to = (from + share).min(weights.outputs);
         match isa {
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: the set was found on this machine.
-            Isa::Avx512Vnni => unsafe { avx512::outputs(&job, from, to) },
+            Isa::Avx512Vnni => {
+                let count = avx512_row::share(&job, from, to);
+                // SAFETY: the set was found on this machine.
+                unsafe {
+                    avx512_row::outputs(&job, from, count);
+                    avx512::outputs(&job, from + count, to);
+                }
+            }
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             Isa::Avx2 => unsafe { avx2::outputs(&job, from, to) },
