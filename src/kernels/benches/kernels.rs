@@ -7,12 +7,11 @@
 //! of the processor, so that a busy machine spoils them little and alike.
 
 use std::hint::black_box;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use glm_kernels::{
     AttentionParams, Kernels, KvCache, KvLayout, KvType, Matrix, Parallel, Qkv, Quantised, Rotary,
-    RotaryStyle, Scratch, StepRow,
+    RotaryStyle, Scratch, StepRow, Team,
 };
 use memmap2::MmapMut;
 use rustix::time::{ClockId, clock_gettime};
@@ -22,35 +21,6 @@ const LAYER: [[usize; 2]; 4] = [[3072, 2048], [2048, 2048], [12288, 2048], [2048
 /// Enough layers to leave every cache behind.
 const LAYERS: usize = 4;
 const ROUNDS: usize = 9;
-
-/// Threads that share out tasks; made anew for every call, which costs some
-/// microseconds of a millisecond.
-struct Team(usize);
-
-impl Parallel for Team {
-    fn threads(&self) -> usize {
-        self.0
-    }
-
-    fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
-        let next = AtomicUsize::new(0);
-        let work = || {
-            loop {
-                let at = next.fetch_add(1, Ordering::Relaxed);
-                if at >= tasks {
-                    break;
-                }
-                task(at);
-            }
-        };
-        std::thread::scope(|scope| {
-            for _ in 1..self.0.min(tasks) {
-                scope.spawn(work);
-            }
-            work();
-        });
-    }
-}
 
 struct Stored {
     shape: [usize; 2],
@@ -104,7 +74,7 @@ fn model(bits: usize, block: usize) -> Vec<Stored> {
 /// Time that `work` takes: of the processor where it is one thread, so that
 /// what else runs on the machine does not count; of the clock otherwise.
 fn time(team: &Team, work: impl FnOnce()) -> Duration {
-    if team.0 > 1 {
+    if team.threads() > 1 {
         let start = Instant::now();
         work();
         return start.elapsed();
@@ -139,7 +109,7 @@ fn read(data: &[u64], par: &Team) {
 }
 
 fn decode(kernels: Kernels, threads: usize) {
-    let team = Team(threads);
+    let team = Team::new(threads).expect("threads");
     let data = vec![1_u64; 256 << 17];
     let bytes = size_of_val(&data[..]);
     let x: Vec<f32> = (0..16 * 6144_u32).map(|i| (i % 17) as f32 - 8.0).collect();
@@ -205,7 +175,7 @@ const fn rows_len() -> usize {
 }
 
 fn prefill(kernels: Kernels, threads: usize) {
-    let team = Team(threads);
+    let team = Team::new(threads).expect("threads");
     println!("bits block rows |     ms  GMAC/s");
     for (bits, block) in [(8, 32), (8, 128), (4, 32), (4, 128)] {
         let mut seed = 1;
@@ -241,7 +211,7 @@ fn attention(kernels: Kernels, threads: usize) {
     const HEADS: usize = 16;
     const KV_HEADS: usize = 4;
     const DIM: usize = 128;
-    let team = Team(threads);
+    let team = Team::new(threads).expect("threads");
     let table = vec![0.5; 4096 * DIM / 2];
     let params = AttentionParams {
         heads: HEADS,

@@ -25,6 +25,7 @@ mod parallel;
 mod rows;
 mod shared;
 mod simd;
+mod team;
 
 pub use attention::{AttentionParams, Qkv, Rotary, RotaryStyle};
 pub use error::KernelError;
@@ -34,3 +35,4 @@ pub use matmul::{Dense, DenseLayout, Matrix, Quantised, Scratch};
 pub use parallel::{Parallel, Serial};
 pub use rows::Table;
 pub use shared::Floats;
+pub use team::Team;

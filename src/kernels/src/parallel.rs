@@ -1,9 +1,6 @@
 //! Who runs the tasks of a kernel.
 
-/// Runs tasks, perhaps at the same time: the pool of a runtime, or [`Serial`].
-///
-/// The kernels make no threads of their own, since two pools on one set of
-/// cores fight over them.
+/// Runs tasks, perhaps at the same time: a [`Team`](crate::Team), or [`Serial`].
 pub trait Parallel: Sync {
     /// How many tasks run at once at most; a hint for cutting work.
     fn threads(&self) -> usize;

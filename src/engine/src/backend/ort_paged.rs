@@ -2,18 +2,18 @@
 //!
 //! ONNX Runtime runs the norms and activations between; the operators of the
 //! domain `glmd` are registered as custom ones and share the weights and the
-//! caches with the backend. They run on the runtime's own pool through
-//! `ParallelFor`: a second pool beside it would fight for the same cores.
+//! caches with the backend. They run on a [`Team`], not through `ParallelFor`:
+//! nodes run one after the other, so the two sets of threads never work at the
+//! same time, and those of the runtime must be woken for every node.
 //!
 //! Panics never cross into C: each operator catches them, also those of tasks
 //! on other threads, and the step fails with their message.
 
-use std::any::Any;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use glm_kernels::Parallel;
+use glm_kernels::{Parallel, Team};
 use glm_onnx::paging::{self, PositionInput};
 use glm_onnx::proto::ModelProto;
 use ort::environment::Environment;
@@ -55,7 +55,8 @@ impl OrtRuntime {
         operators: &Arc<Operators>,
         threads: usize,
     ) -> Result<Self, String> {
-        let session = session(env, folder, model, operators, threads)
+        let team = Team::new(threads).map_err(|error| format!("no threads: {error}"))?;
+        let session = session(env, folder, model, operators, Arc::new(team))
             .map_err(|error| one_line(&error.to_string()))?;
         Ok(Self {
             session,
@@ -118,14 +119,15 @@ fn session(
     folder: &Path,
     model: &ModelProto,
     operators: &Arc<Operators>,
-    threads: usize,
+    team: Arc<Team>,
 ) -> ort::Result<Session> {
+    let threads = team.threads();
     let mut domain = OperatorDomain::new(paging::DOMAIN)?;
     for operation in Operation::ALL {
         domain = domain.add(Own {
             operation,
             operators: Arc::clone(operators),
-            threads,
+            team: Arc::clone(&team),
         })?;
     }
     let builder = Session::builder(env)?
@@ -155,8 +157,7 @@ pub(super) fn quiet() -> LoggerFunction {
 struct Own {
     operation: Operation,
     operators: Arc<Operators>,
-    /// Threads of the session.
-    threads: usize,
+    team: Arc<Team>,
 }
 
 impl Operator for Own {
@@ -190,7 +191,7 @@ impl Operator for Own {
             operation: self.operation,
             index,
             operators: Arc::clone(&self.operators),
-            threads: self.threads,
+            team: Arc::clone(&self.team),
         })
     }
 }
@@ -200,7 +201,7 @@ struct Node {
     operation: Operation,
     index: usize,
     operators: Arc<Operators>,
-    threads: usize,
+    team: Arc<Team>,
 }
 
 impl Kernel for Node {
@@ -220,7 +221,7 @@ impl Node {
             operation,
             index,
             operators,
-            threads,
+            team,
         } = self;
         let count = context.num_inputs().map_err(text)?;
         let values = (0..count)
@@ -233,19 +234,15 @@ impl Node {
             .map_err(text)?
             .ok_or("the output is missing")?;
         let (_, out) = out.try_extract_tensor_mut::<f32>().map_err(text)?;
-        let pool = OrtPool {
-            context,
-            threads: *threads,
-        };
         match operation {
             Operation::Rows => {
                 let (_, ids) = first.try_extract_tensor::<i64>().map_err(text)?;
                 operators.look_up(*index, ids, out)
             }
-            Operation::Product => operators.multiply(*index, floats(first)?, out, &pool),
+            Operation::Product => operators.multiply(*index, floats(first)?, out, &**team),
             Operation::Attention => {
                 let data = values.iter().map(floats).collect::<Result<Vec<_>, _>>()?;
-                operators.attend(*index, &data, out, &pool)
+                operators.attend(*index, &data, out, &**team)
             }
         }
     }
@@ -275,41 +272,4 @@ fn sizes(value: &ValueRef<'_>) -> Result<Vec<usize>, String> {
         .iter()
         .map(|size| usize::try_from(*size).map_err(|_| format!("an axis of length {size}")))
         .collect()
-}
-
-/// The thread pool of a running session.
-struct OrtPool<'a> {
-    context: &'a ComputeContext,
-    threads: usize,
-}
-
-// SAFETY: `ComputeContext` holds a pointer to the kernel context of the call
-// that is running, which outlives this value. The one function called through
-// it here, `KernelContext_ParallelFor`, hands tasks to a thread pool and is
-// safe to call from any thread.
-unsafe impl Sync for OrtPool<'_> {}
-
-impl Parallel for OrtPool<'_> {
-    fn threads(&self) -> usize {
-        self.threads
-    }
-
-    fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
-        if tasks <= 1 {
-            return (0..tasks).for_each(task);
-        }
-        let panic: Mutex<Option<Box<dyn Any + Send>>> = Mutex::new(None);
-        let ran = self.context.par_for(tasks, 0, |index| {
-            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| task(index))) {
-                *panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(payload);
-            }
-        });
-        if let Some(payload) = panic.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            resume_unwind(payload);
-        }
-        if let Err(error) = ran {
-            // The operator around this call turns it into a failed step.
-            resume_unwind(Box::new(format!("ParallelFor: {error}")));
-        }
-    }
 }

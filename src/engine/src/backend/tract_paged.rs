@@ -2,17 +2,15 @@
 //!
 //! The fallback where libonnxruntime is missing or does not fit the machine.
 //! tract runs the norms and activations between on one thread; our operators,
-//! where nearly all time goes, run on a pool of ours.
+//! where nearly all time goes, run on a [`Team`].
 
 use std::path::Path;
 use std::sync::Arc;
 
-use glm_kernels::Parallel;
+use glm_kernels::Team;
 use glm_onnx::paging::{self, PositionInput};
 use glm_onnx::proto::ModelProto;
 use prost::Message;
-use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
-use rayon::{ThreadPool, ThreadPoolBuilder};
 use tract_onnx::model::ParsingContext;
 use tract_onnx::pb;
 use tract_onnx::tract_hir::internal::*;
@@ -28,7 +26,6 @@ pub(crate) struct TractRuntime {
     plan: Arc<TypedRunnableModel>,
     /// Inputs of the plan in its order.
     order: Vec<Input>,
-    pool: Pool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -50,9 +47,13 @@ impl TractRuntime {
         operators: &Arc<Operators>,
         threads: usize,
     ) -> Result<Self, String> {
-        let pool = Pool::new(threads)?;
-        plan(folder, model, description, operators)
-            .map(|(plan, order)| Self { plan, order, pool })
+        let team = Team::new(threads).map_err(|error| format!("no threads: {error}"))?;
+        let own = Shared {
+            operators: Arc::clone(operators),
+            team: Arc::new(team),
+        };
+        plan(folder, model, description, &own)
+            .map(|(plan, order)| Self { plan, order })
             .map_err(|error| chain(&error))
     }
 
@@ -85,10 +86,7 @@ impl Runtime for TractRuntime {
     const NAME: &'static str = NAME;
 
     fn run(&mut self, inputs: &Inputs) -> Result<Vec<f32>, String> {
-        // Inside the pool, so that the thread that runs the plan is one of those that share the work.
-        self.pool
-            .0
-            .install(|| self.logits(inputs).map_err(|error| chain(&error)))
+        self.logits(inputs).map_err(|error| chain(&error))
     }
 }
 
@@ -101,7 +99,7 @@ fn plan(
     folder: &Path,
     model: &ModelProto,
     description: &paging::Description,
-    operators: &Arc<Operators>,
+    shared: &Shared,
 ) -> TractResult<(Arc<TypedRunnableModel>, Vec<Input>)> {
     let folder = folder.to_str().context("the folder is no UTF-8")?;
     let mut onnx = tract_onnx::onnx();
@@ -122,7 +120,7 @@ fn plan(
         if let Some(op) = node.op_as_mut::<Box<dyn Expansion>>()
             && let Some(op) = op.as_any_mut().downcast_mut::<Own>()
         {
-            op.operators = Some(Arc::clone(operators));
+            op.shared = Some(shared.clone());
         }
     }
     let tokens = model.symbols.sym("tokens").to_dim();
@@ -149,13 +147,20 @@ fn plan(
     Ok((model.into_optimized()?.into_runnable()?, order))
 }
 
+/// What all nodes of a plan share.
+#[derive(Clone, Debug)]
+struct Shared {
+    operators: Arc<Operators>,
+    team: Arc<Team>,
+}
+
 /// One of our operators, before and after tract has found out the shapes.
 #[derive(Clone, Debug)]
 struct Own {
     operation: Operation,
     index: usize,
     /// Filled in when the graph is parsed: builders of operators are plain functions.
-    operators: Option<Arc<Operators>>,
+    shared: Option<Shared>,
 }
 
 impl PartialEq for Own {
@@ -185,21 +190,22 @@ fn own(operation: Operation, node: &pb::NodeProto) -> Built {
     let own = Own {
         operation,
         index: node.get_attr(paging::INDEX)?,
-        operators: None,
+        shared: None,
     };
     Ok((expand(own), Vec::new()))
 }
 
 impl Own {
-    fn operators(&self) -> TractResult<&Operators> {
-        self.operators
-            .as_deref()
+    fn shared(&self) -> TractResult<&Shared> {
+        self.shared
+            .as_ref()
             .with_context(|| format!("{} {} has no weights", self.operation.name(), self.index))
     }
 
     /// Shape of the result; sizes may be symbols.
     fn shape<D: DimLike>(&self, input: &[D]) -> TractResult<TVec<D>> {
-        self.operators()?
+        self.shared()?
+            .operators
             .shape(self.operation, self.index, input)
             .map(TVec::from_vec)
             .map_err(TractError::msg)
@@ -251,7 +257,7 @@ impl EvalOp for Own {
     not_out_of_plan!();
 
     fn eval(&self, _: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
-        let operators = self.operators()?;
+        let Shared { operators, team } = self.shared()?;
         let first = inputs.first().context("no input")?;
         let mut out = Tensor::zero::<f32>(&self.shape(first.shape())?)?;
         let mut plain = out.try_as_plain_ram_mut()?;
@@ -263,7 +269,7 @@ impl EvalOp for Own {
             }
             Operation::Product => {
                 let x = first.try_as_plain_ram()?;
-                operators.multiply(self.index, x.as_slice::<f32>()?, result, &Here)
+                operators.multiply(self.index, x.as_slice::<f32>()?, result, &**team)
             }
             Operation::Attention => {
                 let views = inputs
@@ -274,7 +280,7 @@ impl EvalOp for Own {
                     .iter()
                     .map(|view| view.as_slice::<f32>())
                     .collect::<TractResult<Vec<_>>>()?;
-                operators.attend(self.index, &data, result, &Here)
+                operators.attend(self.index, &data, result, &**team)
             }
         }
         .map_err(TractError::msg)?;
@@ -289,35 +295,4 @@ impl TypedOp for Own {
     }
 
     as_op!();
-}
-
-/// Threads for our operators.
-#[derive(Debug)]
-struct Pool(ThreadPool);
-
-impl Pool {
-    fn new(threads: usize) -> Result<Self, String> {
-        ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|index| format!("glmd-step-{index}"))
-            .build()
-            .map(Self)
-            .map_err(|error| format!("no threads: {error}"))
-    }
-}
-
-/// The pool that the calling thread belongs to.
-struct Here;
-
-impl Parallel for Here {
-    fn threads(&self) -> usize {
-        rayon::current_num_threads()
-    }
-
-    fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
-        if tasks <= 1 {
-            return (0..tasks).for_each(task);
-        }
-        (0..tasks).into_par_iter().with_max_len(1).for_each(task);
-    }
 }
