@@ -47,7 +47,7 @@ type Task = dyn Fn(usize) + Sync;
 struct Share(AtomicU64);
 
 const fn pack(next: u64, end: u64) -> u64 {
-    next << 32 | end
+    (next << 32) | end
 }
 
 impl Share {
@@ -262,7 +262,7 @@ impl Team {
         // SAFETY: the state is closed and nobody is in: this thread alone is here.
         unsafe { *shared.task.get() = Some(task) };
         let call = shared.state.load(Ordering::Relaxed) / CALL + 1;
-        shared.state.store(call * CALL | OPEN, Ordering::Release);
+        shared.state.store((call * CALL) | OPEN, Ordering::Release);
         self.wake();
         shared.work(0, task);
         // Nobody enters any more, and who is inside is on a last task.
