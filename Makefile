@@ -27,9 +27,10 @@ PYTHON_STAMP = $(PYTHON_ENV)/$(shell cat tests/python/requirements*.txt | sha256
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | column -t -s:
 
-lint: check-units ## rustfmt, clippy, the dependency policy and the units
+lint: check-units ## rustfmt, clippy, rustdoc, the dependency policy and the units
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --quiet --locked --workspace --lib --no-deps
 	@if command -v cargo-deny >/dev/null; then \
 	  cargo deny --locked check licenses bans sources || exit 1; \
 	else echo "cargo-deny is not installed: dependency policy not checked."; fi

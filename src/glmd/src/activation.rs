@@ -1,6 +1,6 @@
 //! The socket that a service manager listens on and hands over: sd_listen_fds(3).
 //!
-//! What is offered is decided from the environment alone ([`offered`]); the
+//! What is offered is decided from the environment alone (`offered`); the
 //! descriptor is looked at before it is trusted. An environment that was set
 //! by half is refused rather than guessed at: descriptor 3 may be anything.
 

@@ -13,7 +13,7 @@
 //! | [`tokenize`] | text to ids and back |
 //! | [`status`] | what is loaded and how it fares |
 //! | [`common`] | fields that every request shares; usage and timing |
-//! | [`format`] | stop strings, schemas, what a stream tells |
+//! | [`mod@format`] | stop strings, schemas, what a stream tells |
 //! | [`error`] | the error envelope |
 
 pub mod chat;

@@ -9,7 +9,7 @@
 //! | `routes` | from a path to an answer |
 //! | `body` | bodies in both directions |
 //!
-//! The caller owns sockets and signals: [`Server::serve`] takes a listener and
+//! The caller owns sockets and signals: `Server::serve` takes a listener and
 //! a flag that says when to stop.
 
 mod body;

@@ -1,4 +1,4 @@
-//! From a [`ModelSpec`] to the portable ONNX graph of a decoder.
+//! From a [`ModelSpec`](glm::ModelSpec) to the portable ONNX graph of a decoder.
 //!
 //! Pure: a [`Plan`] is the graph and, for every constant in it, where its
 //! numbers come from. Whoever exports reads the checkpoint and writes them.
