@@ -1,4 +1,4 @@
-//! Exported graphs of every family in ONNX Runtime, unmodified.
+//! Exported graphs of every family in ONNX Runtime, unmodified: those for processors and those for NPUs.
 
 #[cfg(test)]
 #[path = "../../onnx/tests/golden/mod.rs"]
@@ -11,8 +11,9 @@ mod tests {
 
     use glm::manifest::Manifest;
     use glm::{Position, TokenId};
+    use glm_engine::backend::fixed::FixedShapes;
     use glm_engine::backend::portable::{Options, Portable};
-    use glm_engine::backend::{Backend as _, Bytes, Row, SeqId, Step};
+    use glm_engine::backend::{Backend, Bytes, Row, SeqId, Step};
     use glm_onnx::export::{self, export};
     use glm_onnx::graph::{Block, Precision, Quantisation, Scheme, Table};
     use ort::environment::Environment;
@@ -37,14 +38,17 @@ mod tests {
         export(checkpoint, out, options, &go_on).unwrap().manifest
     }
 
-    fn open(environment: &Environment, out: &Path) -> Portable {
-        let options = Options {
+    fn on_cpu() -> Options {
+        Options {
             provider: None,
             threads: 1,
             max_tokens: 64,
             kv: Bytes(64 << 20),
-        };
-        Portable::open(environment, &out.join("model.onnx"), options).unwrap()
+        }
+    }
+
+    fn open(environment: &Environment, out: &Path) -> Portable {
+        Portable::open(environment, &out.join("model.onnx"), on_cpu()).unwrap()
     }
 
     struct Tokens<'a> {
@@ -54,7 +58,7 @@ mod tests {
     }
 
     /// Logits of all tokens, the first `prompt` of them at once and the others one by one.
-    fn run(model: &mut Portable, tokens: &Tokens<'_>, prompt: usize) -> Vec<f32> {
+    fn run(model: &mut dyn Backend, tokens: &Tokens<'_>, prompt: usize) -> Vec<f32> {
         let seq = SeqId(1);
         let row = |n: usize| Row {
             seq,
@@ -80,7 +84,7 @@ mod tests {
         case.spec.family.fills_blanks() || places.all(|(n, position)| position.first == n)
     }
 
-    fn logits_of(model: &mut Portable, case: &Case) -> Vec<f32> {
+    fn logits_of(model: &mut dyn Backend, case: &Case) -> Vec<f32> {
         let tokens = Tokens {
             ids: &case.prompt.ids,
             positions: &case.prompt.positions,
@@ -136,6 +140,94 @@ mod tests {
                 assert!(worst < 2e-5, "{}: {worst}", case.name);
             }
         }
+    }
+
+    #[test]
+    fn graphs_of_fixed_shapes_give_the_logits_of_others() {
+        let Some(environment) = environment() else {
+            return;
+        };
+        let scratch = scratch();
+        let npu = export::Options {
+            profile: export::Profile::Npu {
+                prompt: 32,
+                context: 48,
+            },
+            threads: 1,
+            ..export::Options::default()
+        };
+        for fixture in FIXTURES {
+            for (n, case) in cases(fixture).into_iter().enumerate() {
+                let checkpoint = checkpoint_of(fixture, &case, scratch.path());
+                let out = scratch.path().join(format!("{fixture}-{n}"));
+                exported(&checkpoint, &out, &npu);
+                let graph = out.join("model.onnx");
+                let mut model = FixedShapes::open(environment, &graph, &on_cpu()).unwrap();
+                // Positions go in as numbers here, so every case can run.
+                let logits = logits_of(&mut model, &case);
+                let off = worst(&logits, &case.logits);
+                println!("{:<34}{off:.1e}", case.name);
+                assert!(off < 2e-5, "{}: {off}", case.name);
+            }
+        }
+    }
+
+    /// A prompt longer than a step, two sequences in turn, a step that is refused, and what is cut off.
+    #[test]
+    fn steps_of_fixed_sizes_are_steps_of_any_size() {
+        let Some(environment) = environment() else {
+            return;
+        };
+        let scratch = scratch();
+        let (any, fixed) = (scratch.path().join("any"), scratch.path().join("fixed"));
+        let plain = export::Options {
+            threads: 1,
+            ..export::Options::default()
+        };
+        exported(&folder("glm-edge"), &any, &plain);
+        let profile = export::Profile::Npu {
+            prompt: 32,
+            context: 64,
+        };
+        let npu = export::Options { profile, ..plain };
+        exported(&folder("glm-edge"), &fixed, &npu);
+        let mut any = open(environment, &any);
+        let graph = fixed.join("model.onnx");
+        let mut fixed = FixedShapes::open(environment, &graph, &on_cpu()).unwrap();
+        assert_eq!(fixed.capabilities().max_step_tokens, 32);
+
+        let rows = |seq: u64, range: std::ops::Range<u32>, salt: u32| Step {
+            rows: range
+                .map(|n| Row {
+                    seq: SeqId(seq),
+                    id: TokenId((n * 37 + salt) % 300),
+                    position: Position::context(n),
+                    visible: n + 1,
+                    logits: true,
+                })
+                .collect(),
+        };
+        let mut both = |step: Step| {
+            let (a, b) = (any.forward(&step), fixed.forward(&step));
+            let off = worst(&a.unwrap().values, &b.unwrap().values);
+            assert!(off < 2e-5, "{off}");
+        };
+        both(rows(1, 0..40, 0));
+        both(rows(2, 0..5, 7));
+        both(rows(1, 40..41, 0));
+        let mut mixed = rows(1, 41..43, 0);
+        mixed.rows.extend(rows(2, 5..9, 7).rows);
+        both(mixed);
+        fixed.truncate(SeqId(2), 6);
+        any.truncate(SeqId(2), 6);
+        let full = fixed.forward(&rows(1, 43..80, 0));
+        assert!(full.unwrap_err().to_string().contains("of 64 tokens"));
+        assert_eq!((fixed.len(SeqId(1)), fixed.len(SeqId(2))), (43, 6));
+        let step = rows(2, 6..12, 9);
+        let (a, b) = (any.forward(&step), fixed.forward(&step));
+        assert!(worst(&a.unwrap().values, &b.unwrap().values) < 2e-5);
+        fixed.release(SeqId(1));
+        assert_eq!(fixed.len(SeqId(1)), 0);
     }
 
     #[test]

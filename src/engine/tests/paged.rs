@@ -119,6 +119,7 @@ fn model(spec: &ModelSpec, kept: Kept) -> TempDir {
         embedding,
         tied_head: spec.tied_head,
         max_positions: CONTEXT,
+        fixed: None,
     };
     synthetic::write(spec, &options, folder.path(), 7, &mut |_, _| Ok(())).unwrap();
     folder

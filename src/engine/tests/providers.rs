@@ -54,18 +54,26 @@ fn provider(library: &Path, backend: &Path, partial: bool) -> Provider {
     Provider {
         kind: ProviderKind::Qnn,
         library: Some(library.to_owned()),
-        options: BTreeMap::from([("backend_path".to_owned(), backend)]),
+        options: [
+            ("backend_path", backend.as_str()),
+            // A chip that computes in f16; the emulator's default does not.
+            ("htp_arch", "73"),
+            ("soc_model", "43"),
+        ]
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .into(),
         partial,
     }
 }
 
-fn exported(family: &str) -> (TempDir, PathBuf) {
+fn exported(family: &str, profile: export::Profile) -> (TempDir, PathBuf) {
     let checkpoint = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../../tests/fixtures/checkpoints")
         .join(family);
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join(family);
     let options = export::Options {
+        profile,
         threads: 1,
         ..export::Options::default()
     };
@@ -109,7 +117,7 @@ fn refused(report: &Report) -> String {
 #[test]
 fn a_plug_in_that_is_not_there_is_named() {
     let Some(library) = library() else { return };
-    let (_keep, folder) = exported("glm-edge");
+    let (_keep, folder) = exported("glm-edge", export::Profile::Cpu);
     let missing = folder.join("libnothing.so");
     // Another kind than the other test's, whose plug-in this process may have loaded.
     let provider = Provider {
@@ -127,7 +135,7 @@ fn what_the_npu_does_not_take_is_told_or_refused() {
     let (Some(library), Some((plugin, backend))) = (library(), qnn()) else {
         return;
     };
-    let (_keep, folder) = exported("glm-edge");
+    let (_keep, folder) = exported("glm-edge", export::Profile::Cpu);
     let open = |backend: &Path, partial| {
         opened(
             &folder,
@@ -155,6 +163,20 @@ fn what_the_npu_does_not_take_is_told_or_refused() {
     assert!(placement.taken > 0, "{placement}");
     assert!(placement.elsewhere.contains_key("GroupQueryAttention"));
     assert_eq!(report.attempts, []);
+
+    // Graphs for NPUs go there as a whole, and pass the model's own test there.
+    for family in ["glm-large", "glm-post", "chatglm-6b", "glm4-hf", "glm-edge"] {
+        let profile = export::Profile::Npu {
+            prompt: 32,
+            context: 64,
+        };
+        let (_keep, folder) = exported(family, profile);
+        let report = opened(&folder, library.clone(), provider(&plugin, &backend, false));
+        println!("{family}: {:?}, {:?}", report.placement, report.attempts);
+        let placement = report.placement.expect("a placement");
+        assert_eq!(placement.elsewhere, BTreeMap::new(), "{family}");
+        assert!(placement.taken > 50, "{family}: {placement}");
+    }
 
     // ONNX Runtime itself takes this for a success, on the CPU.
     let nothing = refused(&open(&folder.join("libnothing.so"), true));

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use glm::Family;
-use glm_onnx::export::{self, Options, Report, Stage};
+use glm_onnx::export::{self, Options, Profile, Report, Stage};
 use glm_onnx::graph::{Block, Precision, Quantisation, Scheme, Table};
 
 use crate::failure::Result;
@@ -24,9 +24,18 @@ pub struct Export {
     /// New folder for the model
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Numbers of the linear layers
-    #[arg(long, value_enum, default_value_t = Number::Int8, value_name = "KIND")]
-    quant: Number,
+    /// What it is for: processors, or NPUs, which want steps of fixed sizes
+    #[arg(long, value_enum, default_value_t = ProfileName::Cpu, value_name = "KIND")]
+    profile: ProfileName,
+    /// NPU: longest text that is read in one step, in tokens
+    #[arg(long, value_name = "TOKENS", default_value_t = 64)]
+    prompt: usize,
+    /// NPU: longest text with its answer, in tokens
+    #[arg(long, value_name = "TOKENS", default_value_t = 512)]
+    context: usize,
+    /// Numbers of the linear layers [default: int8, and none for NPUs]
+    #[arg(long, value_enum, value_name = "KIND")]
+    quant: Option<Number>,
     /// Weights of a row that share a scale: 16, 32, 64, 128 ... or row
     #[arg(long, default_value = "32", value_name = "LENGTH", value_parser = block)]
     block: Block,
@@ -51,6 +60,15 @@ pub struct Export {
     /// Threads [default: one for each processor]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     threads: Option<u16>,
+}
+
+/// What a model is exported for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum ProfileName {
+    /// Processors
+    Cpu,
+    /// NPUs, through an execution provider of ONNX Runtime
+    Npu,
 }
 
 /// Kinds of numbers of a linear layer.
@@ -137,8 +155,16 @@ impl Export {
     }
 
     fn export(self, bar: &Bar) -> glm_onnx::Result<Report> {
+        let (profile, quant) = match self.profile {
+            ProfileName::Cpu => (Profile::Cpu, Number::Int8),
+            ProfileName::Npu => {
+                let (prompt, context) = (self.prompt, self.context);
+                (Profile::Npu { prompt, context }, Number::None)
+            }
+        };
         let mut options = Options {
-            layers: self.quant.precision(self.block),
+            profile,
+            layers: self.quant.unwrap_or(quant).precision(self.block),
             head: self.head.precision(self.block),
             embedding: self.embedding.table(self.block),
             name: self.name,

@@ -13,6 +13,8 @@ use crate::{Error, Result};
 
 /// Name of the graph file.
 pub const GRAPH: &str = "model.onnx";
+/// The graph for single tokens, where it is another one.
+pub const STEP_GRAPH: &str = "step.onnx";
 /// Name of the file of weights.
 pub const DATA: &str = "model.onnx.data";
 

@@ -221,6 +221,7 @@ mod tests {
             embedding: Table::Half,
             tied_head: false,
             max_positions: 64,
+            fixed: None,
         };
         let mut bytes = Vec::new();
         for seed in [1, 1, 2] {

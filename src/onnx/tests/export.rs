@@ -15,7 +15,7 @@ mod tests {
     use glm::tokenizer::Tokenizer;
     use glm::{Family, TokenId};
     use glm_onnx::Error;
-    use glm_onnx::export::{Options, Progress, Stage, export};
+    use glm_onnx::export::{Options, Profile, Progress, Stage, export};
     use glm_onnx::graph::{ALIGNMENT, Block, Precision, Quantisation, Scheme, Table};
     use glm_onnx::model_dir::{self, read_manifest};
     use glm_onnx::paging::{self, Constant, Outcome};
@@ -357,7 +357,73 @@ mod tests {
             ),
             "{error}"
         );
+        for (wrong, odd) in [
+            (
+                "quant",
+                Options {
+                    profile: npu(32),
+                    ..layers(how(Scheme::Int8, Block::Of(32)))
+                },
+            ),
+            (
+                "prompt",
+                Options {
+                    profile: npu(16),
+                    ..Options::default()
+                },
+            ),
+            (
+                "prompt",
+                Options {
+                    profile: npu(49),
+                    ..Options::default()
+                },
+            ),
+        ] {
+            let error = export(&folder("glm-post"), &out, &odd, &QUIET).unwrap_err();
+            let Error::Option { option, .. } = error else {
+                panic!("{error}");
+            };
+            assert_eq!(option, wrong);
+        }
         assert_eq!(fs::read_dir(folders.path()).unwrap().count(), 0);
+    }
+
+    fn npu(prompt: usize) -> Profile {
+        Profile::Npu {
+            prompt,
+            context: 48,
+        }
+    }
+
+    #[test]
+    fn both_graphs_for_npus_read_the_same_bytes() {
+        let folders = scratch();
+        for fixture in ["glm-large", "glm-edge"] {
+            let out = folders.path().join(fixture);
+            let options = Options {
+                profile: npu(32),
+                ..Options::default()
+            };
+            let manifest = export(&folder(fixture), &out, &options, &QUIET)
+                .unwrap()
+                .manifest;
+            assert_eq!(manifest.context, 48);
+            assert!(manifest.files.contains_key("step.onnx"));
+            assert!(!out.join("genai_config.json").exists());
+            let step = fs::read(out.join("step.onnx")).unwrap();
+            let step = ModelProto::decode(step.as_slice()).unwrap();
+            let graphs = [model(&out), step].map(|model| model.graph.unwrap());
+            let weights = graphs.each_ref().map(|graph| {
+                let tensors = graph.initializer.iter();
+                tensors
+                    .filter(|tensor| !tensor.name.starts_with("shape."))
+                    .collect::<Vec<_>>()
+            });
+            assert_eq!(weights[0], weights[1]);
+            let operators = graphs.iter().flat_map(|graph| &graph.node);
+            assert!(operators.map(|node| &node.domain).all(String::is_empty));
+        }
     }
 
     #[test]

@@ -38,11 +38,11 @@ pub struct Options {
 
 /// Past and present of one layer's keys or values.
 #[derive(Debug)]
-struct Cache {
-    past: String,
-    present: String,
-    heads: usize,
-    width: usize,
+pub(super) struct Cache {
+    pub(super) past: String,
+    pub(super) present: String,
+    pub(super) heads: usize,
+    pub(super) width: usize,
 }
 
 /// How the graph takes the mask.
@@ -80,7 +80,7 @@ struct Kept {
     caches: Vec<Vec<f32>>,
 }
 
-fn failed(reason: impl ToString) -> BackendError {
+pub(super) fn failed(reason: impl ToString) -> BackendError {
     BackendError::Runtime {
         backend: NAME,
         reason: reason.to_string(),
@@ -386,7 +386,7 @@ impl Backend for Portable {
     }
 }
 
-fn session(
+pub(super) fn session(
     env: &Environment,
     model: &Path,
     options: &Options,
@@ -416,7 +416,7 @@ fn builder(env: &Environment, threads: usize) -> ort::Result<SessionBuilder> {
         .with_memory_pattern(false)?)
 }
 
-fn tensor_of(outlet: &Outlet) -> Result<(TensorElementType, Vec<usize>), BackendError> {
+pub(super) fn tensor_of(outlet: &Outlet) -> Result<(TensorElementType, Vec<usize>), BackendError> {
     match outlet.dtype() {
         // A size that is only known at run time reads as 0 here.
         ValueType::Tensor { ty, shape, .. } => Ok((
@@ -430,7 +430,7 @@ fn tensor_of(outlet: &Outlet) -> Result<(TensorElementType, Vec<usize>), Backend
     }
 }
 
-fn cache(session: &Session, past: &str, dims: &[usize]) -> Result<Cache, BackendError> {
+pub(super) fn cache(session: &Session, past: &str, dims: &[usize]) -> Result<Cache, BackendError> {
     let rest = past
         .strip_prefix("past_key_values")
         .or_else(|| past.strip_prefix("past"));
@@ -458,7 +458,7 @@ fn cache(session: &Session, past: &str, dims: &[usize]) -> Result<Cache, Backend
 }
 
 /// Size of a model file and of the data beside it.
-fn size_beside(model: &Path) -> u64 {
+pub(super) fn size_beside(model: &Path) -> u64 {
     let mut data = model.as_os_str().to_owned();
     data.push(".data");
     [model, Path::new(&data)]

@@ -10,6 +10,7 @@ use prost::Message;
 
 use super::directory::{Directory, failed};
 use super::{Attempt, BackendKind, Options, Report, onnxruntime, self_test};
+use crate::backend::fixed::FixedShapes;
 use crate::backend::library::Search;
 use crate::backend::ort_paged::OrtRuntime;
 use crate::backend::paged::{Limits, Operators, PagedBackend};
@@ -263,12 +264,17 @@ impl<'a> Chooser<'a> {
             max_tokens: self.context,
             kv: self.options.kv,
         };
-        let backend =
-            Portable::open(&environment, self.graph, options).map_err(|error| match error {
-                // Whoever reads it is told the backend's name beside it.
-                BackendError::Runtime { reason, .. } => reason,
-                other => other.to_string(),
-            })?;
+        let told = |error| match error {
+            // Whoever reads it is told the backend's name beside it.
+            BackendError::Runtime { reason, .. } => reason,
+            other => other.to_string(),
+        };
+        if FixedShapes::is_in(&self.folder()) {
+            let backend = FixedShapes::open(&environment, self.graph, &options).map_err(told)?;
+            self.placement = backend.placement().cloned();
+            return Ok(Box::new(backend));
+        }
+        let backend = Portable::open(&environment, self.graph, options).map_err(told)?;
         self.placement = backend.placement().cloned();
         Ok(Box::new(backend))
     }

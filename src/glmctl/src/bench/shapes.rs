@@ -144,6 +144,7 @@ pub fn options(
         embedding: Table::Half,
         tied_head: spec.tied_head,
         max_positions: longest.min(spec.max_positions),
+        fixed: None,
     })
 }
 

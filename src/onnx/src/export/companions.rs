@@ -8,6 +8,7 @@ use glm::spec::Visibility;
 use glm::{ModelSpec, TokenId};
 use serde_json::{Value, json};
 
+use super::Profile;
 use super::tokenizer::Converted;
 use crate::model_dir::GRAPH;
 use crate::source::{Config, read_small};
@@ -40,6 +41,7 @@ pub(super) fn write(
     config: &Config,
     spec: &ModelSpec,
     tokenizer: &Converted,
+    profile: Profile,
 ) -> Result<()> {
     let put = |name: &str, bytes: &[u8]| {
         let path = folder.join(name);
@@ -65,7 +67,8 @@ pub(super) fn write(
             put(CHAT_TEMPLATE, &template)?;
         }
     }
-    if spec.visibility() == Visibility::Causal {
+    // ONNX Runtime GenAI wants steps of any size.
+    if spec.visibility() == Visibility::Causal && profile == Profile::Cpu {
         put("genai_config.json", pretty(&genai(spec)).as_bytes())?;
     }
     Ok(())

@@ -4,7 +4,7 @@ use glm::manifest::{Golden, GoldenPrompt};
 use glm::spec::Visibility;
 use glm::{ModelSpec, Position, TokenId};
 
-use super::{Options, Stage, Watch, tell};
+use super::{Options, Profile, Stage, Watch, tell};
 use crate::Result;
 use crate::graph::Precision;
 use crate::reference::{Prompt, Reference, Rounding, Wanted};
@@ -30,8 +30,8 @@ pub(super) fn compute(
 ) -> Result<Golden> {
     let exact = prompts(spec);
     let rounding = Rounding {
-        layers: options.layers != Precision::Full,
-        head: options.head != Precision::Full,
+        layers: options.layers != Precision::Full || options.profile != Profile::Cpu,
+        head: options.head != Precision::Full || options.profile != Profile::Cpu,
         cache: true,
     };
     let rounded = exact

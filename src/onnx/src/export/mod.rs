@@ -8,6 +8,7 @@
 //! | file | from |
 //! |---|---|
 //! | `model.onnx`, `model.onnx.data` | the plan of [`graph`], filled with weights |
+//! | `step.onnx` | for NPUs only: the same weights, for single tokens |
 //! | `tokenizer.json` | whatever tokenizer files the checkpoint has |
 //! | `chat_template.jinja` | the same file, or the template inside `tokenizer_config.json` |
 //! | `config.json`, `tokenizer_config.json`, `generation_config.json`, licences | copied |
@@ -32,11 +33,11 @@ use glm::manifest::{self, Manifest, Source};
 use glm::spec::{PositionEncoding, Visibility};
 use prost::Message as _;
 
-pub use options::Options;
+pub use options::{Options, Profile};
 
 use crate::checkpoint::{Checkpoint, FamilyWeights};
 use crate::graph::{self, Plan};
-use crate::model_dir::{self, DATA, GRAPH};
+use crate::model_dir::{self, DATA, GRAPH, STEP_GRAPH};
 use crate::source::{self, Config};
 use crate::{Error, Result};
 use sink::Sink;
@@ -101,7 +102,10 @@ pub fn export(source: &Path, out: &Path, options: &Options, watch: Watch<'_>) ->
     let staging = Staging::new(out)?;
     let folder = staging.path();
     let plan = write_graph(folder, plan, &weights, options.threads, watch)?;
-    companions::write(folder, source, &config, &spec, &tokenizer)?;
+    if let Some(step) = options.step_plan(&spec, tied) {
+        write_step_graph(folder, step, &plan)?;
+    }
+    companions::write(folder, source, &config, &spec, &tokenizer, options.profile)?;
     let stored = StoredWeights::open(&plan, folder)?;
     let golden = golden::compute(&spec, &stored, options, watch)?;
     let files = model_dir::records(folder, &mut |done, total| {
@@ -116,7 +120,7 @@ pub fn export(source: &Path, out: &Path, options: &Options, watch: Watch<'_>) ->
             config_sha256: config.sha256(),
             exporter: concat!("glmd ", env!("CARGO_PKG_VERSION")).to_owned(),
         },
-        context: spec.max_positions,
+        context: options.context(&spec),
         text_rules: tokenizer.tokenizer.rules(),
         quantisation: options.record(tied),
         files,
@@ -150,6 +154,23 @@ fn write_graph(
     let path = folder.join(GRAPH);
     fs::write(&path, plan.model.encode_to_vec()).map_err(|e| Error::io(&path, e))?;
     Ok(plan)
+}
+
+/// Writes the graph for single tokens, whose constants are those of the first one.
+fn write_step_graph(folder: &Path, mut step: Plan, first: &Plan) -> Result<()> {
+    let written = |name: &str| {
+        let graph = first.model.graph.as_ref()?;
+        graph.initializer.iter().find(|tensor| tensor.name == name)
+    };
+    let tensors = step.model.graph.iter_mut();
+    for tensor in tensors.flat_map(|graph| &mut graph.initializer) {
+        // Shapes differ, and come with the plan.
+        if let (true, Some(written)) = (tensor.raw_data.is_empty(), written(&tensor.name)) {
+            tensor.clone_from(written);
+        }
+    }
+    let path = folder.join(STEP_GRAPH);
+    fs::write(&path, step.model.encode_to_vec()).map_err(|e| Error::io(&path, e))
 }
 
 fn tell(watch: Watch<'_>, stage: Stage, done: u64, total: u64) -> Result<()> {

@@ -5,15 +5,35 @@ use std::num::NonZero;
 use glm::manifest::{self, Kept, Number};
 use glm::{Family, ModelSpec};
 
-use crate::graph::{self, Block, Plan, Precision, Quantisation, Scheme, Table};
+use crate::graph::{self, Block, Fixed, Plan, Precision, Quantisation, Scheme, Table};
 use crate::{Error, Result};
 
+/// The model's own test prompts have Parts A of up to 25 tokens.
+const LEAST_PROMPT: usize = 32;
 /// Threads beyond which reading and writing are the limit.
 const MOST_THREADS: usize = 8;
+
+/// What an exported graph is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Profile {
+    /// Processors: steps of any size, fused operators.
+    Cpu,
+    /// NPUs: steps of fixed sizes in small operators and floats, which the
+    /// NPU's compiler rounds as it needs. There is a graph for prompts and one
+    /// for single tokens, with one file of weights.
+    Npu {
+        /// Tokens of a step of the first graph. Text that is read in both directions must fit in one.
+        prompt: usize,
+        /// Longest text, in tokens.
+        context: usize,
+    },
+}
 
 /// What an export is asked for.
 #[derive(Clone, Debug)]
 pub struct Options {
+    /// What it is made for.
+    pub profile: Profile,
     /// Linear layers of the blocks.
     pub layers: Precision,
     /// Output head.
@@ -36,6 +56,7 @@ impl Default for Options {
     fn default() -> Self {
         let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
         Self {
+            profile: Profile::Cpu,
             layers: Precision::Full,
             head: Precision::Full,
             embedding: Table::Full,
@@ -49,8 +70,73 @@ impl Default for Options {
 }
 
 impl Options {
+    /// Longest text of the exported model, in tokens.
+    pub(super) fn context(&self, spec: &ModelSpec) -> usize {
+        match self.profile {
+            Profile::Cpu => spec.max_positions,
+            Profile::Npu { context, .. } => context.min(spec.max_positions),
+        }
+    }
+
+    /// The graph for single tokens, where the profile has one of its own.
+    ///
+    /// [`Options::plan`] has checked the sizes.
+    pub(super) fn step_plan(&self, spec: &ModelSpec, tied: bool) -> Option<Plan> {
+        let fixed = match self.profile {
+            Profile::Cpu => None,
+            Profile::Npu { .. } => Some(Fixed {
+                tokens: 1,
+                past: self.context(spec),
+            }),
+        };
+        fixed.map(|fixed| self.build(spec, tied, Some(fixed)))
+    }
+
+    fn build(&self, spec: &ModelSpec, tied: bool, fixed: Option<Fixed>) -> Plan {
+        graph::build(
+            spec,
+            &graph::Options {
+                layers: self.layers,
+                head: self.head,
+                embedding: self.embedding,
+                tied_head: tied,
+                max_positions: spec.max_positions,
+                fixed,
+            },
+        )
+    }
+
+    /// The sizes of an NPU's step, if they make sense and nothing is asked that it cannot have.
+    fn fixed(&self, spec: &ModelSpec) -> Result<Option<Fixed>> {
+        let Profile::Npu { prompt, .. } = self.profile else {
+            return Ok(None);
+        };
+        let refused = |option, reason: String| Err(Error::Option { option, reason });
+        let full = self.layers == Precision::Full && self.head == Precision::Full;
+        if !full || self.embedding != Table::Full {
+            return refused(
+                "quant",
+                "graphs for NPUs keep floats, which the NPU's own compiler rounds; \
+                 leave out `quant`, `head` and `embedding`"
+                    .to_owned(),
+            );
+        }
+        let past = self.context(spec);
+        if !(LEAST_PROMPT..=past).contains(&prompt) {
+            return refused(
+                "prompt",
+                format!("{prompt} tokens: expected {LEAST_PROMPT} to the {past} of the context"),
+            );
+        }
+        Ok(Some(Fixed {
+            tokens: prompt,
+            past,
+        }))
+    }
+
     /// The graph of a model; `tied` when its head is its embedding table.
     pub(super) fn plan(&self, spec: &ModelSpec, tied: bool) -> Result<Plan> {
+        let fixed = self.fixed(spec)?;
         for (option, precision) in [("quant", self.layers), ("head", self.head)] {
             if let Precision::Quantised(how) = precision {
                 check_block(option, how)?;
@@ -70,16 +156,7 @@ impl Options {
                 });
             }
         }
-        Ok(graph::build(
-            spec,
-            &graph::Options {
-                layers: self.layers,
-                head: self.head,
-                embedding: self.embedding,
-                tied_head: tied,
-                max_positions: spec.max_positions,
-            },
-        ))
+        Ok(self.build(spec, tied, fixed))
     }
 
     /// The same for the manifest.

@@ -6,7 +6,7 @@ use glm::spec::{Activation, Norm, PositionEncoding, Residual, Rotary, RotaryStyl
 use super::nodes::{Builder, EMBEDDING, Linear, MICROSOFT, Value, int, norm_name};
 use super::rotation::Rotation;
 use super::weights::{Matrix, NormId, Precision, Table, Vector};
-use super::{Options, Plan, Source};
+use super::{Fixed, Options, Plan, Source};
 use crate::proto::{ValueInfoProto, tensor_proto::DataType, tensor_shape_proto::Dimension};
 
 /// Builds the graph of a model.
@@ -42,10 +42,10 @@ pub fn build(spec: &ModelSpec, options: &Options) -> Plan {
     model.b.finish()
 }
 
-struct Model<'a> {
-    spec: &'a ModelSpec,
-    options: &'a Options,
-    b: Builder,
+pub(super) struct Model<'a> {
+    pub(super) spec: &'a ModelSpec,
+    pub(super) options: &'a Options,
+    pub(super) b: Builder,
 }
 
 /// The residual stream: what is carried, and what is still to be added to it.
@@ -64,6 +64,11 @@ enum Shared {
     },
     /// Cosines and sines `[B, S, head_dim / 2]` of the tokens, where queries and keys turn.
     Prefix { angles: Option<(String, String)> },
+    /// The same for steps of fixed sizes, `[1, 1, S, dims / 2]`.
+    Fixed {
+        fixed: Fixed,
+        angles: Option<(String, String)>,
+    },
 }
 
 impl Model<'_> {
@@ -72,6 +77,9 @@ impl Model<'_> {
     }
 
     fn inputs(&mut self) {
+        if let Some(fixed) = self.options.fixed {
+            return self.fixed_inputs(fixed);
+        }
         let spec = self.spec;
         let named = Dimension::named;
         let ids = [named("batch"), named("tokens")];
@@ -181,7 +189,7 @@ impl Model<'_> {
     }
 
     /// One of the two position numbers, `[B, S]`.
-    fn position(&mut self, which: usize) -> String {
+    pub(super) fn position(&mut self, which: usize) -> String {
         let index = self.b.index(&format!("axis.{which}"), int(which));
         let axis = [("axis", Value::Int(1))];
         let name = format!("position_ids.{which}");
@@ -190,6 +198,10 @@ impl Model<'_> {
     }
 
     fn shared(&mut self) -> Shared {
+        if let Some(fixed) = self.options.fixed {
+            let angles = self.fixed_angles(fixed);
+            return Shared::Fixed { fixed, angles };
+        }
         let rotary = match self.spec.positions {
             PositionEncoding::Rotary(rotary) => {
                 let dims = [self.options.max_positions, rotary.dims / 2];
@@ -257,6 +269,19 @@ impl Model<'_> {
         let (weight, bias, eps) = self.norm_operands(norm);
         let layer_norm = bias.is_some();
         let out = format!("{name}.out");
+        if self.options.fixed.is_some() {
+            let sum = match stream.delta.take() {
+                Some(delta) => {
+                    let sum = format!("{name}.sum");
+                    self.b
+                        .node("", "Add", &[&stream.residual, &delta], &sum, &[])
+                }
+                None => stream.residual.clone(),
+            };
+            self.spelled_norm(&name, &sum, (&weight, bias.as_deref(), eps));
+            self.carry(stream, norm, &name, sum, &out);
+            return out;
+        }
         let mut operands = vec![stream.residual.as_str()];
         operands.extend(stream.delta.as_deref());
         operands.push(&weight);
@@ -281,18 +306,24 @@ impl Model<'_> {
             self.plain_norm(layer_norm, &operands, &out, eps);
             stream.residual.clone()
         };
+        self.carry(stream, norm, &name, sum, &out);
+        out
+    }
+
+    /// Leaves in the stream what the next addition goes on: the sum, or in
+    /// post-norm blocks what was made of it.
+    fn carry(&mut self, stream: &mut Stream, norm: NormId, name: &str, sum: String, out: &str) {
         stream.residual = match self.alpha() {
             None => sum,
-            Some(alpha) if (alpha - 1.0).abs() < f32::EPSILON => out.clone(),
-            Some(_) if norm == NormId::Final => out.clone(),
+            Some(alpha) if (alpha - 1.0).abs() < f32::EPSILON => out.to_owned(),
+            Some(_) if norm == NormId::Final => out.to_owned(),
             Some(alpha) => {
                 let alpha = self.b.float("residual.alpha", alpha);
                 let carried = format!("{name}.carried");
-                self.b.node("", "Mul", &[&out, &alpha], &carried, &[])
+                self.b.node("", "Mul", &[out, &alpha], &carried, &[])
             }
         };
         stream.delta = None;
-        out
     }
 
     /// The norm on the way out of attention or MLP, where the family has one.
@@ -301,6 +332,10 @@ impl Model<'_> {
             return x.to_owned();
         }
         let (weight, bias, eps) = self.norm_operands(norm);
+        if self.options.fixed.is_some() {
+            let name = norm_name(norm);
+            return self.spelled_norm(&name, x, (&weight, bias.as_deref(), eps));
+        }
         let mut operands = vec![x, weight.as_str()];
         operands.extend(bias.as_deref());
         let out = format!("{}.out", norm_name(norm));
@@ -356,6 +391,9 @@ impl Model<'_> {
                 self.grouped(layer, &qkv, (last, total), rotary)
             }
             Shared::Prefix { angles } => self.masked(layer, &qkv, angles.as_ref()),
+            Shared::Fixed { fixed, angles } => {
+                self.spelled_out(layer, &qkv, *fixed, angles.as_ref())
+            }
         };
         let dense = Linear {
             matrix: Matrix::AttentionOutput(layer),
@@ -501,7 +539,7 @@ impl Model<'_> {
 }
 
 /// Past key, past value, present key, present value.
-fn cache_names(layer: usize) -> [String; 4] {
+pub(super) fn cache_names(layer: usize) -> [String; 4] {
     [
         format!("past_key_values.{layer}.key"),
         format!("past_key_values.{layer}.value"),
@@ -514,6 +552,6 @@ fn cache_names(layer: usize) -> [String; 4] {
     clippy::cast_possible_truncation,
     reason = "attributes of ONNX nodes are f32"
 )]
-const fn narrow(x: f64) -> f32 {
+pub(super) const fn narrow(x: f64) -> f32 {
     x as f32
 }

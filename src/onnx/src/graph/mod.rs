@@ -15,11 +15,13 @@
 //! | `logits` | `[B, S, vocab_rows]` | f32 | f32 |
 //! | `present.N.{key,value}` | `[B, kv_heads, T, head_dim]` | f32 | f32 |
 //!
-//! One node stands for one block of meaning, so that a runtime can recognise
+//! Where the shapes are [`Fixed`], inputs and outputs are as that module says.
+//! Everywhere else one node stands for one block of meaning, so that a runtime can recognise
 //! it: `GroupQueryAttention` or the standard `Attention` (opset 23),
 //! `MatMulNBits`, and norms joined with the addition before them.
 
 mod build;
+mod fixed;
 mod nodes;
 mod place;
 mod rotation;
@@ -28,6 +30,7 @@ mod tests;
 mod weights;
 
 pub use build::build;
+pub use fixed::Fixed;
 pub use place::{ALIGNMENT, INLINE_LIMIT, place};
 pub use rotation::{Rotation, rotation_rows};
 pub use weights::{Block, Matrix, NormId, Precision, Quantisation, Scheme, Table, Vector};
@@ -47,6 +50,8 @@ pub struct Options {
     pub tied_head: bool,
     /// Rows of the tables of cosines and sines; the longest text that can run.
     pub max_positions: usize,
+    /// Sizes of a step, where they are fixed as NPUs want them; any size otherwise.
+    pub fixed: Option<Fixed>,
 }
 
 /// A graph whose constants are still to be written.

@@ -21,6 +21,7 @@ pub(super) enum Value {
     Int(i64),
     Float(f32),
     Text(&'static str),
+    Ints(&'static [i64]),
 }
 
 /// Sizes are far below `i64::MAX`: they fitted a checkpoint.
@@ -319,6 +320,10 @@ fn attribute((name, value): &(&str, Value)) -> AttributeProto {
         Value::Float(f) => {
             attribute.f = *f;
             attribute.set_type(AttributeType::Float);
+        }
+        Value::Ints(list) => {
+            attribute.ints = list.to_vec();
+            attribute.set_type(AttributeType::Ints);
         }
         Value::Text(s) => {
             attribute.s = s.as_bytes().to_vec();

@@ -45,6 +45,7 @@ fn options(scheme: Option<Scheme>, tied_head: bool) -> Options {
         embedding: Table::Full,
         tied_head,
         max_positions: 2048,
+        fixed: None,
     }
 }
 
