@@ -22,7 +22,7 @@ MODEL ?= models/glm-mini
 PYTHON_ENV := target/python
 PYTHON_STAMP = $(PYTHON_ENV)/$(shell cat tests/python/requirements*.txt | sha256sum | cut -c1-16)
 
-.PHONY: help run test test-providers bench faults test-cross lint check-units clean onnxruntime tokenizers train train-env train-data train-smoke python-env python-tests
+.PHONY: help run test test-providers bench faults test-cross cargo-deb package-build deb test-deb bundle lint check-units clean onnxruntime tokenizers train train-env train-data train-smoke python-env python-tests
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | column -t -s:
@@ -113,15 +113,51 @@ bench: onnxruntime ## What kernels, scheduler, export and daemon cost, what clie
 	@if test -f $(ORT_LIB); then export ORT_DYLIB_PATH=$(ORT_LIB); fi; \
 	$(CARGO) bench --locked -p glm-engine --bench serving
 
-faults: onnxruntime ## The engine beside a hog under a hard memory limit, ten times; MQTT with a broker and a daemon that die
+faults: onnxruntime ## The engine beside a hog under a hard memory limit, ten times; MQTT with a broker and a daemon that die; a box of 128 MiB
 	$(CARGO) test --locked -p glm-engine --test faults -- --runs $(or $(RUNS),10)
 	@if test -f $(ORT_LIB); then export ORT_DYLIB_PATH=$(ORT_LIB); fi; \
 	$(CARGO) test --locked -p glmd --test mqtt_faults -- --prompts 2000 --clients 50 --rounds 5 --cut 30
+	$(CARGO) build --locked -p glmd -p glmctl
+	@if test -f $(ORT_LIB); then \
+	  ORT_DYLIB_PATH=$(ORT_LIB) GLMD_MODEL__BACKEND=ort-paged tests/small_box.sh target/debug $(MODEL) 128; \
+	fi; \
+	GLMD_MODEL__BACKEND=tract-paged tests/small_box.sh target/debug $(MODEL) 128
 
 # CROSS=kernels leaves out what takes longer than a few minutes.
 test-cross: ## Under emulation: kernels on four ARM cores, glmd and glmctl with the bundled model
 	@if cross/setup aarch64; then cross/test $(CROSS); \
 	else echo "What builds for ARM could not be installed: nothing was tested."; fi
+
+# What packages are made of: PROFILE=dist is smallest and takes longest; ARCH=aarch64 or armv7 for boards.
+PROFILE ?= release
+ARCH ?= native
+DEB_ARCH = $(if $(filter aarch64,$(ARCH)),arm64,$(if $(filter armv7,$(ARCH)),armhf,$(shell dpkg --print-architecture)))
+CARGO_DEB_VERSION := 3.8.0
+
+cargo-deb:
+	@cargo deb --version >/dev/null 2>&1 || \
+	  $(CARGO) install --quiet --debug --locked --no-default-features cargo-deb@$(CARGO_DEB_VERSION)
+
+# PROFILE=dev is for tests of the packages: it takes the programs that `make test` built, and builds nothing twice.
+package-build:
+ifeq ($(ARCH)-$(PROFILE),native-dev)
+	$(CARGO) test --locked --workspace --no-run
+else ifeq ($(ARCH),native)
+	$(CARGO) build --locked --profile $(PROFILE) -p glmd -p glmctl
+else
+	cross/setup $(ARCH)
+	cross/cargo $(ARCH) build --locked --profile $(PROFILE) -p glmd -p glmctl
+endif
+
+deb: cargo-deb package-build ## Debian packages in target/packages (ARCH=aarch64|armv7, PROFILE=dist)
+	@packaging/build deb $(ARCH) $(PROFILE)
+
+test-deb: deb ## Check, install, ask and purge the packages in a fresh Debian, and boot one with them
+	@packaging/test $(DEB_ARCH)
+	@if test $(ARCH) = native; then packaging/boot $(DEB_ARCH); fi
+
+bundle: onnxruntime package-build ## A tar with glmd, glmctl, libonnxruntime and the bundled model, for boxes without packages
+	@packaging/build bundle $(ARCH) $(PROFILE)
 
 TRAIN := models/train
 TRAIN_PYTHON := $(TRAIN)/.venv/bin/python

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
@@ -19,9 +19,20 @@ const WORKERS: usize = 2;
 /// Signals that may wait; more say nothing new.
 const SIGNALS: usize = 4;
 
+/// What the manual page tells beside the options.
+const MORE: &str = "\
+Signals: TERM and INT answer what was accepted and end, a second one ends at once; HUP reads configuration and \
+model again and keeps the old ones where the new ones are bad.
+
+Files: /etc/glmd/glmd.toml and /etc/glmd/glmd.toml.d/*.toml are the configuration, `glmd check --effective` prints \
+it; /var/lib/glmd/model is the model; /run/glmd/glmd.sock is the socket, for root and the group glmd-clients.
+
+Exit status: 0 ended when asked; 64 bad command line; 69 the socket is taken; 70 the model cannot be loaded; \
+71 the system refuses; 78 bad configuration.";
+
 /// Serve one GLM to the programs of this machine.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "glmd", version, about)]
+#[command(name = "glmd", version, about, after_long_help = MORE)]
 pub struct Cli {
     /// Configuration; FILE.d/*.toml is read after it.
     #[arg(long, value_name = "FILE", global = true)]
@@ -52,6 +63,9 @@ pub enum Command {
         #[arg(long)]
         effective: bool,
     },
+    /// Print the manual page, for packages.
+    #[command(hide = true)]
+    Man,
 }
 
 impl Cli {
@@ -100,18 +114,23 @@ impl Cli {
     /// # Errors
     /// Why it could not be done.
     pub fn run(&self, parts: Parts) -> Result<(), Error> {
-        let sources = self.sources()?;
-        let loaded = load(&sources)?;
         match self.command {
-            Some(Command::Check { effective: true }) => {
-                print!("{}", show::effective(&loaded));
+            Some(Command::Check { effective }) => {
+                let loaded = load(&self.sources()?)?;
+                match effective {
+                    true => print!("{}", show::effective(&loaded)),
+                    false => println!("The configuration is good."),
+                }
                 Ok(())
             }
-            Some(Command::Check { effective: false }) => {
-                println!("The configuration is good.");
-                Ok(())
+            Some(Command::Man) => {
+                let page = clap_mangen::Man::new(Self::command()).section("8");
+                Ok(page.render(&mut std::io::stdout())?)
             }
-            None => serve(loaded, sources, parts),
+            None => {
+                let sources = self.sources()?;
+                serve(load(&sources)?, sources, parts)
+            }
         }
     }
 }
