@@ -44,6 +44,10 @@ run: onnxruntime ## Build, start glmd with the bundled model, ask it, and leave 
 	$(CARGO) build --locked -p glmd -p glmctl; \
 	exec tests/first_run.sh target/debug $(MODEL)
 
+eval: onnxruntime ## Measure the bundled model on its held-out sets (ARGS="--json", "--limit 100")
+	@if test -f $(ORT_LIB); then export ORT_DYLIB_PATH=$(ORT_LIB); fi; \
+	$(CARGO) run --quiet --locked --release -p glmctl -- eval $(MODEL) $(ARGS)
+
 onnxruntime: ## Fetch libonnxruntime from its wheel into target/
 	@test -f $(ORT_LIB) || { \
 	  rm -rf $(ORT_DIR).part && mkdir -p $(ORT_DIR).part && \

@@ -13,6 +13,7 @@ use crate::commands::generate::Generate;
 use crate::commands::infill::Infill;
 use crate::commands::tokenize::Tokenize;
 use crate::doctor::Doctor;
+use crate::eval::Eval;
 use crate::export::Export;
 use crate::failure::{Failure, Result};
 use crate::model::Model;
@@ -49,6 +50,7 @@ pub enum Command {
     Model(Model),
     Bench(Box<Bench>),
     Doctor(Doctor),
+    Eval(Box<Eval>),
     /// Tell which GLM a checkpoint folder holds, from its config.json
     Inspect {
         /// Folder with config.json, as downloaded

@@ -144,7 +144,7 @@ impl Export {
     /// Runs the command.
     pub fn run(self, output: Output) -> Result<()> {
         let out = self.out.clone();
-        let report = watched(move |bar| self.export(bar))?;
+        let report = watched(move |bar| Ok(self.export(bar)?))?;
         for warning in &report.warnings {
             eprintln!("glmctl: note: {warning}");
         }

@@ -8,6 +8,7 @@
 //! | `export`, `model`, `inspect` | commands that work on files, without a daemon |
 //! | `progress` | a bar for long ones of these |
 //! | `doctor` | how glmd runs on this machine, and what to type against what holds it back |
+//! | `eval` | how good a model is, on its held-out sets |
 //! | `bench` | how fast this machine runs a model of a given shape |
 //! | `client` | HTTP and server-sent events over the Unix socket |
 //! | `lines`, `print`, `options`, `interrupt` | input, output, shared options, Ctrl-C |
@@ -21,6 +22,7 @@ mod cli;
 mod client;
 mod commands;
 mod doctor;
+mod eval;
 mod export;
 mod failure;
 mod inspect;
@@ -84,6 +86,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Model(model) => model.run(cli.output),
         Command::Bench(bench) => bench.run(cli.output),
         Command::Doctor(doctor) => doctor.run(&options::socket(cli.socket), cli.output),
+        Command::Eval(eval) => eval.run(cli.output),
         Command::Inspect { checkpoint } => inspect::run(&checkpoint, cli.output),
         Command::Completions { shell } => cli::completions(shell),
         Command::Man { out } => cli::man_pages(&out),

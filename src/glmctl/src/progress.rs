@@ -47,7 +47,7 @@ impl Bar {
 /// Runs `work`. At SIGINT or SIGTERM the next [`Bar::at`] tells it to stop, so
 /// that it can clean up after itself.
 pub fn watched<T: Send + 'static>(
-    work: impl FnOnce(&Bar) -> glm_onnx::Result<T> + Send + 'static,
+    work: impl FnOnce(&Bar) -> Result<T> + Send + 'static,
 ) -> Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -70,8 +70,8 @@ pub fn watched<T: Send + 'static>(
         };
         bar.bar.finish_and_clear();
         match done {
-            Ok(Err(glm_onnx::Error::Cancelled)) => Err(Failure::Interrupted),
-            Ok(result) => Ok(result?),
+            Ok(Err(Failure::Model(glm_onnx::Error::Cancelled))) => Err(Failure::Interrupted),
+            Ok(result) => result,
             Err(error) => match error.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),
                 Err(_) => Err(Failure::Interrupted),
