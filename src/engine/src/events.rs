@@ -22,6 +22,13 @@ pub(crate) fn loaded(model: &ModelInfo) {
     );
 }
 
+pub(crate) fn replacing(beside: bool) {
+    match beside {
+        true => info!("the new model is loaded and tested while the old one serves"),
+        false => info!("no memory for two models: the new one is checked, then the old one goes"),
+    }
+}
+
 pub(crate) fn load_failed(reason: &Error) {
     error!(code = reason.code(), %reason, "model not loaded");
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::inbox::{Command, Done, Drain, Inbox};
 use crate::mailbox::Ticket;
-use crate::model::{ModelInfo, ModelSource};
+use crate::model::{ModelInfo, ModelSource, Reloaded};
 use crate::request::Request;
 use crate::status::Status;
 use crate::units::RequestId;
@@ -61,9 +61,11 @@ impl EngineHandle {
         self.inbox.lock().model.clone()
     }
 
-    /// Replaces the model when the running requests are answered. Waiting requests go on if it is the same model
-    /// (by digest), and fail with `model_changed` otherwise.
-    pub fn reload(&self, source: Box<dyn ModelSource>, done: Done<Arc<ModelInfo>>) {
+    /// Replaces the model. Where there is memory for two the new one is loaded and tested while the old one
+    /// serves; else it is checked as far as can be without. Then the running requests are answered, and the new one
+    /// takes over. A new one that fails changes nothing. Waiting requests go on if it is the same model (by digest),
+    /// and fail with `model_changed` otherwise.
+    pub fn reload(&self, source: Box<dyn ModelSource>, done: Done<Reloaded>) {
         self.inbox.command(Command::Reload(source, done));
     }
 
@@ -72,7 +74,7 @@ impl EngineHandle {
         self.inbox.command(Command::Unload(done));
     }
 
-    /// Ends the engine thread. Every accepted request gets its last event first.
+    /// Ends the engine thread. Every accepted request gets its last event first, those that wait at once.
     pub fn shutdown(&self, drain: Drain, done: Done<()>) {
         self.inbox.command(Command::Shutdown(drain, done));
     }

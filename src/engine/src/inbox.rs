@@ -15,7 +15,7 @@ use glm::Tokens;
 use crate::answer::Event;
 use crate::error::{Error, Result};
 use crate::mailbox::{Canceller, Outbox, Ticket, mailbox};
-use crate::model::{ModelInfo, ModelSource};
+use crate::model::{ModelInfo, ModelSource, Reloaded};
 use crate::request::{Request, Work};
 use crate::scheduler::demand::Demand;
 use crate::scheduler::queue::{CoalesceKey, Full, Queue, QueueLimits, Waiting};
@@ -33,7 +33,7 @@ const FIRST_RATE: f64 = 20.0;
 /// What happens to the accepted requests when the engine stops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drain {
-    /// They are answered first, for at most this long.
+    /// Those that have begun are answered first, for at most this long; those that wait fail at once.
     For(Duration),
     /// They fail at once.
     Now,
@@ -45,7 +45,7 @@ pub type Done<T> = Box<dyn FnOnce(Result<T>) + Send>;
 /// What an operator can ask of the engine thread.
 pub(crate) enum Command {
     /// Replaces the model when the running requests are done.
-    Reload(Box<dyn ModelSource>, Done<Arc<ModelInfo>>),
+    Reload(Box<dyn ModelSource>, Done<Reloaded>),
     /// Drops the model when the running requests are done, until a reload.
     Unload(Done<()>),
     /// Ends the thread.

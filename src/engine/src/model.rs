@@ -11,7 +11,7 @@ use glm::tokenizer::Tokenizer;
 use crate::backend::{Backend, Capabilities};
 use crate::error::Result;
 use crate::loading::Report;
-use crate::units::Epoch;
+use crate::units::{Bytes, Epoch};
 
 /// What transports need to know about the loaded model to make prompts for it.
 #[derive(Clone)]
@@ -66,13 +66,37 @@ impl fmt::Debug for Model {
 
 /// Loads a model, again and again: after an unload under memory pressure the engine comes back by itself.
 ///
-/// Called on the engine thread, with no other model loaded.
+/// Called on the engine thread, or on a thread of its own while another model serves.
 pub trait ModelSource: Send {
     /// Loads it.
     ///
     /// # Errors
     /// [`Error::Load`](crate::Error::Load) with what is missing or broken.
     fn load(&mut self) -> Result<Model>;
+
+    /// Memory that the loaded model will take before its first request, as far as can be told without
+    /// loading it.
+    fn size(&self) -> Option<Bytes> {
+        None
+    }
+
+    /// Looks for whatever can be wrong with the model and be found without the memory to load it.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    fn check(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// What a reload came to.
+#[derive(Clone, Debug)]
+pub struct Reloaded {
+    /// The new model.
+    pub model: Arc<ModelInfo>,
+    /// Whether the old one served until the new one had passed its test; if not, the new one was
+    /// checked as far as can be, and then the old one made room for it.
+    pub old_served: bool,
 }
 
 impl<F: FnMut() -> Result<Model> + Send> ModelSource for F {

@@ -39,6 +39,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use glm_engine::backend::library::answer_probe;
+use serde::de::IgnoredAny;
 
 use cli::{Ask, Cli, Command};
 use client::Client;
@@ -106,8 +107,8 @@ async fn talk(ask: Ask, client: &Client, output: Output) -> Result<()> {
             Ask::Tokenize(command) => command.run(client, output).await,
             Ask::Status => commands::operate::status(client, output).await,
             Ask::Cancel { id } => commands::operate::cancel(client, id).await,
-            Ask::Reload => client.order("/admin/reload").await,
-            Ask::Unload => client.order("/admin/unload").await,
+            Ask::Reload => commands::operate::reload(client, output).await,
+            Ask::Unload => client.order("/admin/unload").await.map(|_: IgnoredAny| ()),
             // These two read the keyboard and know Ctrl-C themselves.
             Ask::Chat(command) => return command.run(client, output).await,
             Ask::Top(command) => return command.run(client).await,

@@ -12,12 +12,13 @@ use std::time::Duration;
 
 use glm_engine::backend::Bytes;
 use glm_engine::control::{Control, Unlimited};
-use glm_engine::loading::{KvType, Options, open};
+use glm_engine::loading::{KvType, Loader, Options};
 use glm_engine::memory::{Governor, Settings};
 use glm_engine::model::{ModelInfo, ModelSource};
 use glm_engine::units::SystemClock;
 use glm_engine::{Drain, Engine, EngineHandle};
 use glm_wire::error::{ErrorDetail, ErrorKind};
+use glm_wire::status::Reloaded;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -295,7 +296,7 @@ impl Shared {
     }
 
     /// Reads the configuration again and swaps the model. What is bad changes nothing.
-    async fn reload(&self) -> Result<(), ErrorDetail> {
+    async fn reload(&self) -> Result<Reloaded, ErrorDetail> {
         let _one_at_a_time = self.reload.lock().await;
         events::reloading();
         let old = self.config();
@@ -312,15 +313,15 @@ impl Shared {
         };
         let (done, outcome) = oneshot::channel();
         let source = (self.parts.model)(&new);
-        let report = move |result: glm_engine::Result<_>| {
+        let report = move |result| {
             // Nobody waits any more when the daemon ends.
-            let _ = done.send(result.map(drop));
+            let _ = done.send(result);
         };
         self.service.engine().reload(source, Box::new(report));
         let loaded = outcome
             .await
             .unwrap_or(Err(glm_engine::Error::ShuttingDown));
-        loaded.map_err(|e| failure::detail(&e))?;
+        let loaded = loaded.map_err(|e| failure::detail(&e))?;
         self.server.set_limits(&new.http);
         if let Some(log) = &self.log {
             log.set(&new.log);
@@ -329,8 +330,13 @@ impl Shared {
             events::needs_restart(key);
         }
         *self.config.lock().unwrap_or_else(PoisonError::into_inner) = new;
-        events::reloaded(&self.model_name());
-        Ok(())
+        events::reloaded(&loaded.model.id, loaded.old_served);
+        Ok(Reloaded {
+            status: "reloaded".to_owned(),
+            model: loaded.model.id.clone(),
+            sha256: loaded.model.digest.clone(),
+            old_served: loaded.old_served,
+        })
     }
 
     /// Ends the engine: what was accepted is answered first if `gently`.
@@ -417,7 +423,10 @@ impl Parts {
 fn model_source(config: &Config) -> Box<dyn ModelSource> {
     let folder = config.model.path.clone();
     let options = options(&config.model);
-    Box::new(move || open(&folder, options.as_ref().map_err(Clone::clone)?))
+    match options {
+        Ok(options) => Box::new(Loader { folder, options }),
+        Err(error) => Box::new(move || Err(error.clone())),
+    }
 }
 
 fn options(model: &config::Model) -> glm_engine::Result<Options> {

@@ -77,6 +77,6 @@ pub(crate) fn needs_restart(key: &str) {
     warn!(key, "the new value is used after a restart");
 }
 
-pub(crate) fn reloaded(model: &str) {
-    info!(model, "reloaded");
+pub(crate) fn reloaded(model: &str, old_served: bool) {
+    info!(model, old_served, "reloaded");
 }

@@ -128,6 +128,20 @@ pub struct RunningRequest {
     pub age_ms: f64,
 }
 
+/// `POST /admin/reload`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// `reloaded`.
+    pub status: String,
+    /// Name of the model that serves now.
+    pub model: String,
+    /// SHA-256 over its files.
+    pub sha256: String,
+    /// Whether the old model served until the new one had passed its test. Where memory did not allow two
+    /// models, the files of the new one were checked, then the old one made room.
+    pub old_served: bool,
+}
+
 /// `GET /v1/models`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModelList {

@@ -1,4 +1,4 @@
-//! Loading, unloading, reloading, stopping, and what happens after a panic.
+//! Loading, unloading, stopping, and what happens after a panic.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -11,9 +11,10 @@ use glm::sampling::Banned;
 use crate::backend::SeqId;
 use crate::error::{Error, Result};
 use crate::events;
-use crate::inbox::{Command, Done, Drain};
-use crate::model::{Model, ModelInfo, ModelSource};
+use crate::inbox::{Command, Done, Drain, Job};
+use crate::model::{Model, ModelInfo, ModelSource, Reloaded};
 use crate::prefix::PrefixCache;
+use crate::scheduler::queue::Waiting;
 use crate::status::Phase;
 use crate::units::{Epoch, Moment};
 
@@ -27,7 +28,10 @@ const WARM_UP: u64 = 16;
 
 /// A change that waits until the running requests are answered.
 pub(super) enum Ending {
-    Reload(Box<dyn ModelSource>, Done<Arc<ModelInfo>>),
+    /// The old model goes, then the new one is loaded.
+    Reload(Box<dyn ModelSource>, Done<Reloaded>),
+    /// The new one is loaded and takes the place of the old one.
+    Replace(Box<dyn ModelSource>, Box<Model>, Done<Reloaded>),
     Unload(Done<()>),
     Stop(Option<Moment>, Done<()>),
 }
@@ -57,7 +61,10 @@ impl Engine {
 
     /// Whether the model is about to change, so that nobody should start.
     pub(super) const fn is_waiting_to_change(&self) -> bool {
-        matches!(self.ending, Some(Ending::Reload(..) | Ending::Unload(_)))
+        matches!(
+            self.ending,
+            Some(Ending::Reload(..) | Ending::Replace(..) | Ending::Unload(_))
+        )
     }
 
     /// Does what operators asked, and loads the model in the first turn.
@@ -68,25 +75,30 @@ impl Engine {
                 done(outcome);
             }
         }
+        self.receive();
         while self.ending.is_none() {
-            let Some(command) = self.inbox.lock().commands.pop_front() else {
+            let Some(command) = self.next_command() else {
                 break;
             };
-            self.ending = Some(match command {
-                Command::Reload(source, done) => Ending::Reload(source, done),
-                Command::Unload(done) => Ending::Unload(done),
+            self.ending = match command {
+                Command::Reload(source, done) => self.begin_reload(source, done),
+                Command::Unload(done) => Some(Ending::Unload(done)),
                 Command::Shutdown(drain, done) => {
                     self.inbox.lock().phase = Phase::Draining;
-                    match drain {
+                    self.dismiss_fresh();
+                    Some(match drain {
                         Drain::For(time) => Ending::Stop(Some(now.after(time)), done),
                         Drain::Now => Ending::Stop(None, done),
-                    }
+                    })
                 }
-            });
+            };
         }
         match self.ending.take() {
             Some(Ending::Reload(source, done)) if self.running.is_empty() => {
                 done(self.reload(source));
+            }
+            Some(Ending::Replace(source, model, done)) if self.running.is_empty() => {
+                done(self.replace(source, *model));
             }
             Some(Ending::Unload(done)) if self.running.is_empty() => {
                 self.unload();
@@ -116,6 +128,11 @@ impl Engine {
                 reason: message(&*panic),
             })
         })?;
+        self.install(model)
+    }
+
+    /// Makes a model the one that serves, in the place of what is loaded. One that is no good changes nothing.
+    pub(super) fn install(&mut self, model: Model) -> Result<Arc<ModelInfo>> {
         let Model {
             mut info,
             mut backend,
@@ -144,6 +161,7 @@ impl Engine {
         self.next_epoch += 1;
         info.capabilities = capabilities;
         let info = Arc::new(info);
+        self.unload();
         self.loaded = Some(Loaded {
             banned: Banned::of(&info.special),
             cache: PrefixCache::new(info.capabilities.block_tokens, cache_tokens),
@@ -173,22 +191,6 @@ impl Engine {
                 events::panicked("while the model was unloaded");
             }
         }
-    }
-
-    fn reload(&mut self, mut source: Box<dyn ModelSource>) -> Result<Arc<ModelInfo>> {
-        self.inbox.lock().phase = Phase::Loading;
-        self.hibernating = false;
-        self.unload();
-        std::mem::swap(&mut self.source, &mut source);
-        let outcome = self.load();
-        if let Err(error) = &outcome {
-            // The new one is no good: back to the old.
-            events::load_failed(error);
-            self.source = source;
-            // How it fails is in the log; the operator hears about the new one.
-            let _ = self.load_or_give_up();
-        }
-        outcome
     }
 
     /// After a panic nothing that the backend holds can be trusted: load the model anew, requests go on.
@@ -225,8 +227,18 @@ impl Engine {
         });
     }
 
+    /// Requests that have not begun will not any more.
+    fn dismiss_fresh(&mut self) {
+        let fresh = |waiting: &Waiting<Job>| matches!(waiting.payload, Job::Fresh(..));
+        let waiting = self.inbox.lock().queue.take_if(fresh);
+        for waiting in waiting {
+            self.dismiss(&waiting, Error::ShuttingDown);
+        }
+    }
+
     fn stop(&mut self) {
         self.inbox.lock().phase = Phase::Stopped;
+        self.give_up_coming();
         self.give_up_all(&Error::ShuttingDown);
         self.unload();
         // What was asked after the shutdown is answered too.

@@ -9,11 +9,13 @@
 //! | `admission` | from the queue to served, and back when memory is short |
 //! | `governing` | doing what the memory governor says |
 //! | `step` | plan, run, commit; what happens when a step fails |
-//! | `lifecycle` | loading, unloading, reloading, stopping, panics |
+//! | `lifecycle` | loading, unloading, stopping, panics |
+//! | `replace` | one model after another |
 
 mod admission;
 mod governing;
 mod lifecycle;
+mod replace;
 mod step;
 
 use std::collections::VecDeque;
@@ -40,6 +42,7 @@ use crate::status::{Counters, Phase, Running, Status};
 use crate::units::{Bytes, Clock, Moment, RequestId};
 
 use lifecycle::Ending;
+use replace::Coming;
 
 /// How often the engine looks around when nothing happens.
 const IDLE: Duration = Duration::from_millis(500);
@@ -130,6 +133,8 @@ pub struct Engine {
     next_seq: u64,
     next_epoch: u64,
     ending: Option<Ending>,
+    /// A model that is loaded while another serves.
+    coming: Option<Coming>,
     published: Option<Moment>,
     /// News that the last turn has seen.
     seen: u64,
@@ -176,6 +181,7 @@ impl Engine {
             next_seq: 1,
             next_epoch: 1,
             ending: None,
+            coming: None,
             published: None,
             seen: 0,
             rests_until: Moment::default(),

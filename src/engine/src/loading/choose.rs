@@ -123,6 +123,21 @@ pub(super) fn only(
         .map_err(|reason| failed(graph, format!("{kind}: {reason}")))
 }
 
+/// Whether the graph can be read, and has no more unknown nodes than the backends cope with.
+///
+/// # Errors
+/// [`Error::Load`](crate::Error::Load) naming the file.
+pub(super) fn check_graph(directory: &Directory) -> Result<()> {
+    let path = directory.graph.as_path();
+    let bytes = fs::read(path).map_err(|error| failed(path, error))?;
+    let model = ModelProto::decode(bytes.as_slice()).map_err(|error| failed(path, error))?;
+    match (paging::page(&model), &directory.manifest) {
+        // What we exported is made for paged caches; others may run as they are.
+        (Outcome::Unmodified(unknown), Some(_)) => Err(failed(path, unknown)),
+        _ => Ok(()),
+    }
+}
+
 /// The library that the probe found.
 pub(super) fn library_of(search: &Search) -> Result<&Path, String> {
     match (&search.library, search.tried.as_slice()) {

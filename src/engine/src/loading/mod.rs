@@ -34,6 +34,10 @@ use crate::{Error, Result};
 /// Memory for keys and values where nothing is said; address space until it is used.
 const KV: Bytes = Bytes(512 << 20);
 
+/// What a model takes beside its mapped files: session, tables of the tokenizer, activations of the
+/// self-test. An allowance, generous for models of the size that small boxes run.
+const BESIDE_FILES: Bytes = Bytes(64 << 20);
+
 /// How to load.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -194,6 +198,24 @@ pub struct Loader {
 impl ModelSource for Loader {
     fn load(&mut self) -> Result<Model> {
         open(&self.folder, &self.options)
+    }
+
+    fn size(&self) -> Option<Bytes> {
+        let files = std::fs::read_dir(&self.folder).ok()?;
+        let bytes = files
+            .filter_map(|file| file.ok()?.metadata().ok())
+            .filter(std::fs::Metadata::is_file)
+            .map(|file| file.len())
+            .fold(0, u64::saturating_add);
+        Some(Bytes(bytes).plus(BESIDE_FILES))
+    }
+
+    fn check(&mut self) -> Result<()> {
+        let directory = Directory::read(&self.folder)?;
+        if directory.manifest.is_some() {
+            directory.verify(&mut |_, _| {})?;
+        }
+        choose::check_graph(&directory)
     }
 }
 

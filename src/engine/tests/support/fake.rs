@@ -195,6 +195,16 @@ impl FakeBackend {
     }
 }
 
+impl Drop for FakeBackend {
+    /// What it held is free: a model that took its place has nothing yet.
+    fn drop(&mut self) {
+        if let Ok(mut script) = self.script.lock() {
+            script.sequences = 0;
+            script.free_blocks = self.capabilities.blocks;
+        }
+    }
+}
+
 impl Backend for FakeBackend {
     fn capabilities(&self) -> &Capabilities {
         &self.capabilities

@@ -51,10 +51,10 @@ impl Client {
         self.bytes(response).await.map(drop)
     }
 
-    /// `POST path` without a body, whatever it answers on success.
-    pub async fn order(&self, path: &str) -> Result<()> {
+    /// `POST path` without a body.
+    pub async fn order<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
         let response = self.send(Method::POST, path, Bytes::new()).await?;
-        self.bytes(response).await.map(drop)
+        self.whole(response).await
     }
 
     /// `POST path` with a request, for one whole answer.

@@ -1,6 +1,6 @@
 //! `glmctl status`, `cancel`, `reload`, `unload`: look at the daemon and steer it.
 
-use glm_wire::status::Status;
+use glm_wire::status::{Reloaded, Status};
 
 use crate::client::Client;
 use crate::failure::{Failure, Result};
@@ -14,6 +14,19 @@ pub async fn status(client: &Client, output: Output) -> Result<()> {
         Output::Json => print::json(&status),
         Output::Text => print::text(&describe(&status)),
     }
+}
+
+/// `glmctl reload`
+pub async fn reload(client: &Client, output: Output) -> Result<()> {
+    let reloaded: Reloaded = client.order("/admin/reload").await?;
+    if output == Output::Json {
+        return print::json(&reloaded);
+    }
+    let how = match reloaded.old_served {
+        true => "the old model answered until this one had passed its test",
+        false => "there was no memory for two models, so the old one went first",
+    };
+    print::line(&format!("{} is loaded; {how}", reloaded.model))
 }
 
 /// `glmctl cancel ID`

@@ -25,6 +25,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use glm_wire::error::ErrorDetail;
+use glm_wire::status::Reloaded;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Request, server::conn::http1};
@@ -82,7 +83,7 @@ impl From<ErrorDetail> for Refusal {
 }
 
 /// Answers a reload: `Err` tells why nothing was changed.
-pub type ReloadDone = oneshot::Sender<Result<(), ErrorDetail>>;
+pub type ReloadDone = oneshot::Sender<Result<Reloaded, ErrorDetail>>;
 
 /// What clients may ask of the daemon rather than of the model.
 #[derive(Clone, Debug)]
@@ -96,7 +97,7 @@ impl Operations {
         (Self(sender), receiver)
     }
 
-    async fn reload(&self) -> Result<(), Refusal> {
+    async fn reload(&self) -> Result<Reloaded, Refusal> {
         let gone = || Refusal::from(failure::detail(&glm_engine::Error::ShuttingDown));
         let (done, outcome) = oneshot::channel();
         self.0.send(done).await.map_err(|_| gone())?;

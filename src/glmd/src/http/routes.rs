@@ -204,8 +204,7 @@ impl Server {
 
     async fn reload(&self, peer: &Peer) -> Result<Response<Body>, Refusal> {
         operator_only(peer)?;
-        self.operations.reload().await?;
-        Ok(json(&self.service.models()))
+        Ok(json(&self.operations.reload().await?))
     }
 
     async fn unload(&self, peer: &Peer) -> Result<Response<Body>, Refusal> {

@@ -262,6 +262,12 @@ impl Desk {
         job.deliveries
     }
 
+    /// Whether the broker will deliver a request again as long as it is not settled.
+    #[must_use]
+    pub fn is_owed(&self, key: &Key) -> bool {
+        (self.jobs.get(key)).is_some_and(|job| !job.deliveries.is_empty())
+    }
+
     /// What a client means by the name of a request.
     #[must_use]
     pub fn find(&self, name: &Key) -> Target {

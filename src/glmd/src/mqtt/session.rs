@@ -17,6 +17,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use glm_engine::Error::ShuttingDown;
 use glm_wire::error::{ErrorDetail, ErrorKind};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
@@ -485,6 +486,12 @@ impl<A: Answering> Session<A> {
         }
         self.flush_pieces(key);
         let seq = self.streamed.remove(key).map(|s| (s.seq, true));
+        // The end of the daemon is no answer: the broker was not told of one, and hands the request
+        // to the next daemon, or to another node of the pool.
+        let cut_off = (outcome.as_ref()).is_err_and(|detail| detail.code == ShuttingDown.code());
+        if cut_off && self.desk.is_owed(key) {
+            return;
+        }
         let Some(reply) = self.desk.answered(key) else {
             return;
         };

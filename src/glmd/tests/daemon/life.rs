@@ -33,6 +33,27 @@ mod tests {
     }
 
     #[test]
+    fn what_has_not_begun_is_told_at_once() {
+        let script = Arc::new(Script::default());
+        script.endless.store(true, Ordering::SeqCst);
+        *script.step_time.lock().expect("unused") = Duration::from_millis(20);
+        let rig = Rig::scripted(|config| config.engine.sequences = 1, script);
+        let body = r#"{"text":"the [MASK]","max_tokens":100}"#;
+        let mut running = rig.connect();
+        running.send(post("/v1/infill", body));
+        wait(|| rig.sequences() == 1);
+        let mut waiting = rig.connect();
+        waiting.send(post("/v1/infill", body));
+        wait(|| rig.get("/v1/status").json()["requests"]["queued"] == 1);
+        rig.signal(Signal::Stop);
+        let told = waiting.response();
+        assert_eq!((told.status, told.code().as_str()), (503, "shutting_down"));
+        assert_eq!(rig.sequences(), 1, "the other one still runs");
+        assert_eq!(running.response().status, 200);
+        rig.join().expect("a clean end");
+    }
+
+    #[test]
     fn the_drain_has_an_end() {
         let script = Arc::new(Script::default());
         script.endless.store(true, Ordering::SeqCst);
@@ -84,19 +105,20 @@ mod tests {
     fn a_reload_that_fails_changes_nothing() {
         let rig = Rig::usual();
         let loads = || rig.script.loads.load(Ordering::SeqCst);
-        assert_eq!(rig.post("/admin/reload", "").status, 200);
+        let reloaded = rig.post("/admin/reload", "").json();
+        assert_eq!(reloaded["old_served"], true, "{reloaded}");
         assert_eq!(loads(), 2);
         rig.signal(Signal::Reload);
         wait(|| loads() == 3);
         wait(|| rig.get("/health/ready").status == 200);
         let before = rig.post("/v1/infill", INFILL).json()["text"].clone();
-        // The engine goes back to the old model, which still loads.
         rig.script.broken_once.store(true, Ordering::SeqCst);
         let response = rig.post("/admin/reload", "");
         assert_eq!(
             (response.status, response.code().as_str()),
             (500, "load_failed")
         );
+        assert_eq!(loads(), 4, "the old one was never gone");
         assert_eq!(rig.get("/health/ready").status, 200);
         assert_eq!(rig.post("/v1/infill", INFILL).json()["text"], before);
     }
