@@ -65,6 +65,9 @@ pub struct Bench {
     /// Measure this as well, in turn
     #[arg(long, value_enum)]
     against: Option<Against>,
+    /// Only these figures: 1, 2, 4, 8, 16 or 8r texts that are continued; p32, p128 or p512 for prompts
+    #[arg(long, value_delimiter = ',', value_name = "FIGURE")]
+    only: Vec<String>,
     /// Only this backend: ort-paged, tract-paged or ort-portable
     #[arg(long)]
     backend: Option<BackendKind>,
@@ -100,7 +103,31 @@ impl Bench {
         }
     }
 
+    /// Whether a figure is asked for.
+    fn wants(&self, figure: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|only| only == figure)
+    }
+
+    /// # Errors
+    /// When a figure is asked for that does not exist.
+    fn check_figures(&self) -> Result<()> {
+        let prompts = PROMPTS.map(|length| format!("p{length}"));
+        let batches = BATCHES.map(|batch| batch.to_string());
+        let known = |figure: &String| {
+            figure == "8r" || prompts.contains(figure) || batches.contains(figure)
+        };
+        match self.only.iter().find(|figure| !known(figure)) {
+            None => Ok(()),
+            Some(figure) => Err(Failure::Usage(format!(
+                "--only {figure}: there are {}, 8r, {}",
+                batches.join(", "),
+                prompts.join(", ")
+            ))),
+        }
+    }
+
     fn measure(&self) -> Result<Report> {
+        self.check_figures()?;
         let spec = self.shape.spec()?;
         let load_average = machine::load_average();
         let graph = self.model(&spec)?;
@@ -178,7 +205,8 @@ impl Bench {
         let mut other = Other::open(self.against, graph, options, spec)?;
         let mut engine = Engine::new(backend, spec);
         let longest = spec.max_positions.min(LONGEST);
-        for length in PROMPTS.into_iter().filter(|length| *length <= longest) {
+        let prompts = PROMPTS.into_iter().filter(|length| *length <= longest);
+        for length in prompts.filter(|length| self.wants(&format!("p{length}"))) {
             bar.says(&format!("prompt of {length}"));
             let ours = prompt_time(&mut engine, length)?;
             let theirs = other.with(spec, |other| prompt_time(other, length))?;
@@ -195,7 +223,7 @@ impl Bench {
         let cases = equal
             .into_iter()
             .chain([("8r".to_owned(), ragged.to_vec())]);
-        for (name, lengths) in cases {
+        for (name, lengths) in cases.filter(|(name, _)| self.wants(name)) {
             bar.says(&format!("{name} texts"));
             let ours = step_time(&mut engine, &lengths)?;
             let theirs = other.with(spec, |other| step_time(other, &lengths))?;
@@ -209,7 +237,7 @@ impl Bench {
                 },
             );
         }
-        // The last case, of ragged texts, is still held.
+        // The last case, where nothing else was asked for ragged texts, is still held.
         report.kv_mib = mib(engine.memory().kv_used.0);
         Ok(())
     }
