@@ -28,6 +28,8 @@ PHASES = [
            "topic": .23, "severity": .11, "intent_en": .23, "intent_zh": .06}, (0.05, 0.25), 12.0),
     (1311, {"wiki": .06, "help": .08, "device": .07, "recipes": 0, "wordnet": .01, "zh": .01,
             "topic": .34, "severity": .13, "intent_en": .24, "intent_zh": .06}, (0.05, 0.2), 12.0),
+    (1590, {"wiki": .12, "help": .14, "device": .12, "recipes": .01, "wordnet": .02, "zh": .01,
+            "topic": .18, "severity": .12, "intent_en": .22, "intent_zh": .06}, (0.1, 0.3), 12.0),
 ]
 
 

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 
 import model as glm
+import shipped
 from common import CORPUS, WORK
 from stream import TASKS, Stream, collate, micro_batches
 
@@ -41,6 +42,9 @@ def arguments():
     p.add_argument("--device", default="cpu")
     p.add_argument("--stop", type=int, help="stop at this step as if interrupted")
     p.add_argument("--branch", type=Path, help="start from the state of another run")
+    p.add_argument("--released", type=Path, help="start from a released model directory, optimiser state anew")
+    p.add_argument("--first", type=int, default=0, help="number of the first step, for --released")
+    p.add_argument("--bf16", action="store_true", help="forward and backward in bfloat16, weights in f32")
     p.add_argument("--seconds-between-saves", type=float, default=300)
     return p.parse_args()
 
@@ -48,8 +52,8 @@ def arguments():
 def rate(step, a):
     """Factor of the learning rate."""
     begin = int(a.steps * (1 - a.decay))
-    if step < a.warmup:
-        return (step + 1) / a.warmup
+    if step < a.first + a.warmup:
+        return (step - a.first + 1) / a.warmup
     return 1.0 if step < begin else max(0.0, (a.steps - step) / (a.steps - begin))
 
 
@@ -64,15 +68,16 @@ def optimizer(net, a):
     ], betas=(0.9, 0.98), eps=1e-8, fused=True)
 
 
-def run_step(net, batch, micro, device):
+def run_step(net, batch, micro, device, bf16):
     """Gradients of one step. Returns the mean loss, and `group -> [sum, count]` of label losses."""
     total = float(sum(s.weights.sum() for _, s in batch))
     mean, by_group = 0.0, {}
     for group in micro_batches(batch, micro):
         ids, pos0, pos1, seen, labels, weights = (torch.from_numpy(x).to(device) for x in collate(group))
         rows = (labels >= 0).flatten().nonzero().squeeze(1)
-        logits = net(ids, pos0, pos1, seen, rows)
-        each = F.cross_entropy(logits, labels.flatten()[rows], reduction="none")
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
+            logits = net(ids, pos0, pos1, seen, rows)
+        each = F.cross_entropy(logits.float(), labels.flatten()[rows], reduction="none")
         loss = (each * weights.flatten()[rows]).sum() / total
         loss.backward()
         mean += loss.item()
@@ -94,11 +99,13 @@ def write_state(path, net, opt, step):
 def main():
     a = arguments()
     torch.set_num_threads(a.threads)
+    torch.set_flush_denormal(True)
     a.run.mkdir(parents=True, exist_ok=True)
     stream = Stream(a.seed)
-    net = glm.from_minilm(MINILM, stream.tokenizer).to(a.device)
+    net = shipped.load(a.released) if a.released else glm.from_minilm(MINILM, stream.tokenizer)
+    net = net.to(a.device)
     opt = optimizer(net, a)
-    step, state = 0, a.run / "state.pt"
+    step, state = a.first, a.run / "state.pt"
     source = state if state.exists() else a.branch
     if source:
         saved = torch.load(source, map_location=a.device)
@@ -117,7 +124,7 @@ def main():
         for group, lr in zip(opt.param_groups, base):
             group["lr"] = lr * factor
         batch = stream.batch(step, a.tokens)
-        loss, by_group = run_step(net, batch, a.micro, a.device)
+        loss, by_group = run_step(net, batch, a.micro, a.device, a.bf16)
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         opt.step()
         opt.zero_grad()
