@@ -121,15 +121,12 @@ impl Connection {
             Protocol::V5 => {
                 let (client, eventloop) =
                     rumqttc::v5::AsyncClient::new(v5::options(settings), CHANNEL);
-                (Client::V5(client), tokio::spawn(v5::run(eventloop, sender)))
+                (Client::V5(client), tokio::spawn(run(eventloop, sender)))
             }
             Protocol::V311 => {
                 let (client, eventloop) = rumqttc::AsyncClient::new(v4::options(settings), CHANNEL);
-                let limit = settings.packet_bytes;
-                (
-                    Client::V4(client),
-                    tokio::spawn(v4::run(eventloop, sender, limit)),
-                )
+                let poller = v4::Poller(eventloop, settings.packet_bytes);
+                (Client::V4(client), tokio::spawn(run(poller, sender)))
             }
         };
         Self {
@@ -198,6 +195,50 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         self.task.abort();
+    }
+}
+
+/// What one poll of the library's event loop comes to.
+enum Step {
+    Event(Event),
+    /// A publish with this packet id, or 0 at QoS 0, is on its way.
+    Sent(u16),
+    Acknowledged {
+        id: u16,
+        refused: Option<String>,
+    },
+    /// A packet id came round while its last use is open: this state is where rumqttc gets stuck.
+    Stuck,
+}
+
+/// An event loop of either version.
+trait Steps {
+    fn step(&mut self) -> impl Future<Output = Step> + Send;
+}
+
+/// Polls until the connection ends. Nobody cancels a poll half-way, which could lose a packet.
+async fn run(mut eventloop: impl Steps, events: mpsc::Sender<Event>) {
+    let mut sent = Sent::default();
+    loop {
+        let event = match eventloop.step().await {
+            Step::Event(event) => event,
+            Step::Sent(id) => {
+                sent.publish(id);
+                Event::Progress
+            }
+            Step::Acknowledged { id, refused } => match sent.acknowledged(id) {
+                Some(index) => Event::Acknowledged { index, refused },
+                None => continue,
+            },
+            Step::Stuck => Event::Lost(Lost {
+                reason: "the broker does not acknowledge".to_owned(),
+                meaning: Meaning::Gone,
+            }),
+        };
+        let last = matches!(event, Event::Lost(_));
+        if events.send(event).await.is_err() || last {
+            return;
+        }
     }
 }
 

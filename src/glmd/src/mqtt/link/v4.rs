@@ -4,9 +4,8 @@ use rumqttc::{
     AsyncClient, ConnectReturnCode, ConnectionError, Event as Raw, EventLoop, LastWill,
     MqttOptions, Outgoing, Packet, Publish, QoS, SubscribeFilter, SubscribeReasonCode,
 };
-use tokio::sync::mpsc;
 
-use super::{Busy, Event, IN_FLIGHT, Lost, Meaning, Sent, Settings, Terms};
+use super::{Busy, Event, IN_FLIGHT, Lost, Meaning, Settings, Step, Steps, Terms};
 use crate::mqtt::message::{Message, Qos};
 use crate::mqtt::request::Incoming;
 
@@ -65,47 +64,35 @@ pub(super) fn subscribe(client: &AsyncClient, filters: &[String]) -> Result<(), 
     client.try_subscribe_many(filters).map_err(|_| Busy)
 }
 
-/// Polls until the connection ends. Nobody cancels a poll half-way, which could lose a packet.
-/// `limit` is the largest packet that is sent, since the broker cannot name its own.
-pub(super) async fn run(mut eventloop: EventLoop, events: mpsc::Sender<Event>, limit: usize) {
-    let mut sent = Sent::default();
-    loop {
-        let event = match eventloop.poll().await {
-            Ok(Raw::Incoming(packet)) => incoming(packet, &mut sent, limit),
-            Ok(Raw::Outgoing(Outgoing::Publish(id))) => {
-                sent.publish(id);
-                Some(Event::Progress)
-            }
-            // A packet id came round while its last use is open: this state is where rumqttc gets stuck.
-            Ok(Raw::Outgoing(Outgoing::AwaitAck(_))) => Some(Event::Lost(Lost {
-                reason: "the broker does not acknowledge".to_owned(),
-                meaning: Meaning::Gone,
-            })),
-            Ok(Raw::Outgoing(_)) => Some(Event::Progress),
-            Err(error) => Some(Event::Lost(lost(&error))),
-        };
-        let Some(event) = event else { continue };
-        let last = matches!(event, Event::Lost(_));
-        if events.send(event).await.is_err() || last {
-            return;
+/// The library's event loop, and the largest packet that is sent, since the broker cannot name its own.
+pub(super) struct Poller(pub(super) EventLoop, pub(super) usize);
+
+impl Steps for Poller {
+    async fn step(&mut self) -> Step {
+        match self.0.poll().await {
+            Ok(Raw::Incoming(packet)) => incoming(packet, self.1),
+            Ok(Raw::Outgoing(Outgoing::Publish(id))) => Step::Sent(id),
+            Ok(Raw::Outgoing(Outgoing::AwaitAck(_))) => Step::Stuck,
+            Ok(Raw::Outgoing(_)) => Step::Event(Event::Progress),
+            Err(error) => Step::Event(Event::Lost(lost(&error))),
         }
     }
 }
 
-fn incoming(packet: Packet, sent: &mut Sent, limit: usize) -> Option<Event> {
-    match packet {
-        Packet::ConnAck(ack) => Some(Event::Connected(Terms {
+fn incoming(packet: Packet, limit: usize) -> Step {
+    let event = match packet {
+        Packet::ConnAck(ack) => Event::Connected(Terms {
             session_present: ack.session_present,
             packet_bytes: limit,
             in_flight: usize::from(IN_FLIGHT),
-        })),
-        Packet::SubAck(ack) => Some(Event::Subscribed(
+        }),
+        Packet::SubAck(ack) => Event::Subscribed(
             ack.return_codes
                 .iter()
                 .map(|code| matches!(code, SubscribeReasonCode::Success(_)))
                 .collect(),
-        )),
-        Packet::Publish(publish) => Some(Event::Message {
+        ),
+        Packet::Publish(publish) => Event::Message {
             ack: (publish.qos != QoS::AtMostOnce).then_some(publish.pkid),
             message: Box::new(Incoming {
                 topic: publish.topic,
@@ -114,15 +101,16 @@ fn incoming(packet: Packet, sent: &mut Sent, limit: usize) -> Option<Event> {
                 redelivered: publish.dup,
                 ..Incoming::default()
             }),
-        }),
-        Packet::PubAck(ack) => sent
-            .acknowledged(ack.pkid)
-            .map(|index| Event::Acknowledged {
-                index,
+        },
+        Packet::PubAck(ack) => {
+            return Step::Acknowledged {
+                id: ack.pkid,
                 refused: None,
-            }),
-        _ => Some(Event::Progress),
-    }
+            };
+        }
+        _ => Event::Progress,
+    };
+    Step::Event(event)
 }
 
 fn lost(error: &ConnectionError) -> Lost {

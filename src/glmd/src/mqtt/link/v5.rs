@@ -8,9 +8,8 @@ use rumqttc::v5::mqttbytes::v5::{
     RetainForwardRule, SubscribeReasonCode,
 };
 use rumqttc::v5::{AsyncClient, ConnectionError, Event as Raw, EventLoop, MqttOptions, StateError};
-use tokio::sync::mpsc;
 
-use super::{Busy, Event, IN_FLIGHT, Lost, Meaning, Sent, Settings, Terms};
+use super::{Busy, Event, IN_FLIGHT, Lost, Meaning, Settings, Step, Steps, Terms};
 use crate::mqtt::message::{Message, Properties, Qos};
 use crate::mqtt::request::Incoming;
 
@@ -103,58 +102,38 @@ pub(super) fn subscribe(client: &AsyncClient, filters: &[String]) -> Result<(), 
     client.try_subscribe_many(filters).map_err(|_| Busy)
 }
 
-/// Polls until the connection ends. Nobody cancels a poll half-way, which could lose a packet.
-pub(super) async fn run(mut eventloop: EventLoop, events: mpsc::Sender<Event>) {
-    let mut sent = Sent::default();
-    loop {
-        let event = match eventloop.poll().await {
-            Ok(Raw::Incoming(packet)) => incoming(packet, &mut sent),
-            Ok(Raw::Outgoing(Outgoing::Publish(id))) => {
-                sent.publish(id);
-                Some(Event::Progress)
-            }
-            // A packet id came round while its last use is open: this state is where rumqttc gets stuck.
-            Ok(Raw::Outgoing(Outgoing::AwaitAck(_))) => {
-                Some(gone("the broker does not acknowledge"))
-            }
-            Ok(Raw::Outgoing(_)) => Some(Event::Progress),
-            Err(error) => Some(Event::Lost(lost(&error))),
-        };
-        let Some(event) = event else { continue };
-        let last = matches!(event, Event::Lost(_));
-        if events.send(event).await.is_err() || last {
-            return;
+impl Steps for EventLoop {
+    async fn step(&mut self) -> Step {
+        match self.poll().await {
+            Ok(Raw::Incoming(packet)) => incoming(packet),
+            Ok(Raw::Outgoing(Outgoing::Publish(id))) => Step::Sent(id),
+            Ok(Raw::Outgoing(Outgoing::AwaitAck(_))) => Step::Stuck,
+            Ok(Raw::Outgoing(_)) => Step::Event(Event::Progress),
+            Err(error) => Step::Event(Event::Lost(lost(&error))),
         }
     }
 }
 
-fn gone(reason: &str) -> Event {
-    Event::Lost(Lost {
-        reason: reason.to_owned(),
-        meaning: Meaning::Gone,
-    })
-}
-
-fn incoming(packet: Packet, sent: &mut Sent) -> Option<Event> {
-    match packet {
-        Packet::ConnAck(ack) => Some(Event::Connected(terms(&ack))),
-        Packet::SubAck(ack) => Some(Event::Subscribed(
+fn incoming(packet: Packet) -> Step {
+    let event = match packet {
+        Packet::ConnAck(ack) => Event::Connected(terms(&ack)),
+        Packet::SubAck(ack) => Event::Subscribed(
             ack.return_codes
                 .iter()
                 .map(|code| matches!(code, SubscribeReasonCode::Success(_)))
                 .collect(),
-        )),
-        Packet::Publish(publish) => Some(message(publish)),
+        ),
+        Packet::Publish(publish) => message(publish),
         Packet::PubAck(PubAck { pkid, reason, .. }) => {
             let refused = match reason {
                 PubAckReason::Success | PubAckReason::NoMatchingSubscribers => None,
                 other => Some(format!("{other:?}")),
             };
-            sent.acknowledged(pkid)
-                .map(|index| Event::Acknowledged { index, refused })
+            return Step::Acknowledged { id: pkid, refused };
         }
-        _ => Some(Event::Progress),
-    }
+        _ => Event::Progress,
+    };
+    Step::Event(event)
 }
 
 fn terms(ack: &ConnAck) -> Terms {
