@@ -120,7 +120,7 @@ bench: onnxruntime ## What kernels, scheduler, export and daemon cost, what clie
 faults: onnxruntime ## The engine beside a hog under a hard memory limit, ten times; MQTT with a broker and a daemon that die; a box of 128 MiB
 	$(CARGO) test --locked -p glm-engine --test faults -- --runs $(or $(RUNS),10)
 	@if test -f $(ORT_LIB); then export ORT_DYLIB_PATH=$(ORT_LIB); fi; \
-	$(CARGO) test --locked -p glmd --test mqtt_faults -- --prompts 2000 --clients 50 --rounds 5 --cut 30
+	$(CARGO) test --locked -p glmd --test mqtt_faults -- --prompts 2000 --clients 50 --rounds 5 --cut 30 --messages 1000000 --hours 168
 	$(CARGO) build --locked -p glmd -p glmctl
 	@if test -f $(ORT_LIB); then \
 	  ORT_DYLIB_PATH=$(ORT_LIB) GLMD_MODEL__BACKEND=ort-paged tests/small_box.sh target/debug $(MODEL) 128; \

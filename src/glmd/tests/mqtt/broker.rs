@@ -67,6 +67,7 @@ impl Broker {
     pub async fn accept(&self) -> Line {
         let accepted = timeout(LIMIT, self.listener.accept()).await;
         let (stream, _) = accepted.expect("a client").expect("a client");
+        stream.set_nodelay(true).expect("a TCP stream");
         let mut line = Line { stream };
         let (kind, _, _) = line.frame().await.expect("a packet");
         assert_eq!(kind, 1, "CONNECT comes first");
@@ -153,11 +154,15 @@ impl Line {
         self.send(0xe0, &[reason, 0]).await;
     }
 
+    pub async fn pong(&mut self) {
+        self.send(0xd0, &[]).await;
+    }
+
     /// The next packet but pings, which are answered.
     pub async fn packet(&mut self) -> Packet {
         loop {
             match self.next().await.expect("the client hung up") {
-                Packet::Ping => self.send(0xd0, &[]).await,
+                Packet::Ping => self.pong().await,
                 packet => return packet,
             }
         }

@@ -15,12 +15,12 @@ const OPEN: usize = 8;
 const UNACKNOWLEDGED: Duration = Duration::from_secs(20);
 
 /// Waits until the node says that it takes requests. What is published before that, no broker keeps for it.
-pub async fn until_online(port: u16) {
+pub async fn until_online(port: u16, node: &str) {
     let mut options = MqttOptions::new("observer", "127.0.0.1", port);
     options.set_keep_alive(Duration::from_secs(5));
     let (client, mut connection) = AsyncClient::new(options, 4);
     client
-        .try_subscribe("glmd/n1/state", QoS::AtLeastOnce)
+        .try_subscribe(format!("glmd/{node}/state"), QoS::AtLeastOnce)
         .expect("room for the first packet");
     let online = async {
         loop {
@@ -42,11 +42,12 @@ pub struct Tally(Arc<Mutex<Seen>>);
 #[derive(Debug, Default)]
 struct Seen {
     answers: HashMap<Vec<u8>, Vec<u8>>,
-    /// Times that a prompt was published.
+    /// Times that each prompt was published.
     published: HashMap<Vec<u8>, usize>,
     repeated: usize,
     unexplained: usize,
     differing: usize,
+    impatient: usize,
     errors: usize,
 }
 
@@ -60,6 +61,10 @@ pub struct Report {
     /// published them again, since the broker's acknowledgement of the answer or its own of the request was lost.
     pub by_node: usize,
     pub differing: usize,
+    /// Two different answers to a prompt that its client had published again.
+    pub impatient: usize,
+    /// Prompts that were published more than once.
+    pub asked_again: usize,
     pub errors: usize,
 }
 
@@ -77,6 +82,15 @@ impl Tally {
                 if !again && published.is_none_or(|times| *times < 2) {
                     seen.unexplained += 1;
                 }
+            }
+            // A client that loses patience may be answered by two nodes of a pool.
+            Some(_)
+                if seen
+                    .published
+                    .get(&correlation)
+                    .is_some_and(|times| *times > 1) =>
+            {
+                seen.impatient += 1;
             }
             Some(_) => seen.differing += 1,
             None => {
@@ -117,16 +131,31 @@ impl Tally {
             repeated: seen.repeated,
             by_node: seen.unexplained,
             differing: seen.differing,
+            impatient: seen.impatient,
+            asked_again: seen.published.values().filter(|times| **times > 1).count(),
             errors: seen.errors,
         }
     }
 }
 
+/// What all devices of a test have in common.
+#[derive(Clone)]
+pub struct Setup {
+    /// Port of the broker.
+    pub port: u16,
+    /// Where prompts go.
+    pub topic: &'static str,
+    /// How long an answer is waited for before the prompt is published again; `None` = for ever.
+    pub repeat_after: Option<Duration>,
+    pub tally: Tally,
+}
+
 /// One device.
 pub struct Client {
     number: usize,
-    port: u16,
-    tally: Tally,
+    setup: Setup,
+    /// Prompts that the broker has, and since when.
+    taken: Vec<(usize, Instant)>,
 }
 
 /// A prompt that the broker has not acknowledged.
@@ -136,12 +165,26 @@ struct Unacknowledged {
 }
 
 impl Client {
-    pub const fn new(number: usize, port: u16, tally: Tally) -> Self {
+    pub const fn new(number: usize, setup: Setup) -> Self {
         Self {
             number,
-            port,
-            tally,
+            setup,
+            taken: Vec::new(),
         }
+    }
+
+    /// Prompts whose answer is overdue.
+    fn overdue(&mut self) -> Vec<usize> {
+        let Some(patience) = self.setup.repeat_after else {
+            return Vec::new();
+        };
+        let mut taken = std::mem::take(&mut self.taken);
+        taken.retain(|(prompt, _)| !self.setup.tally.has(&self.correlation(*prompt)));
+        let (late, rest) = taken
+            .into_iter()
+            .partition(|(_, since)| since.elapsed() > patience);
+        self.taken = rest;
+        Vec::into_iter(late).map(|(prompt, _)| prompt).collect()
     }
 
     fn topic(&self) -> String {
@@ -156,12 +199,15 @@ impl Client {
     ///
     /// Connections are made anew after every loss and what was not acknowledged is published again by hand, so
     /// that this client loses nothing that it is asked to send.
-    pub async fn run(self, count: usize) {
+    pub async fn run(mut self, count: usize) {
         let mut to_send: Vec<usize> = (0..count).rev().collect();
         let mut open: Vec<Unacknowledged> = Vec::new();
         loop {
-            let mut options =
-                MqttOptions::new(format!("device-{}", self.number), "127.0.0.1", self.port);
+            let mut options = MqttOptions::new(
+                format!("device-{}", self.number),
+                "127.0.0.1",
+                self.setup.port,
+            );
             options.set_clean_start(false);
             options.set_session_expiry_interval(Some(3600));
             options.set_keep_alive(Duration::from_secs(5));
@@ -175,7 +221,7 @@ impl Client {
     }
 
     async fn talk(
-        &self,
+        &mut self,
         client: &AsyncClient,
         connection: &mut EventLoop,
         to_send: &mut Vec<usize>,
@@ -203,12 +249,14 @@ impl Client {
                     let properties = publish.properties.unwrap_or_default();
                     let correlation = properties.correlation_data.expect("correlation data");
                     let payload = publish.payload.to_vec();
-                    self.tally
+                    self.setup
+                        .tally
                         .answer(correlation.to_vec(), payload, publish.dup);
                 }
                 Event::Incoming(Packet::PubAck(ack)) => {
                     if let Some(prompt) = ids.remove(&ack.pkid) {
                         open.retain(|o| o.prompt != prompt);
+                        self.taken.push((prompt, Instant::now()));
                     }
                 }
                 Event::Outgoing(rumqttc::Outgoing::Publish(id)) => {
@@ -221,16 +269,17 @@ impl Client {
             if open.iter().any(|o| o.since.elapsed() > UNACKNOWLEDGED) {
                 return;
             }
+            to_send.extend(self.overdue());
             while connected && open.len() < OPEN {
                 let Some(prompt) = to_send.pop() else { break };
-                if self.tally.has(&self.correlation(prompt)) {
+                if self.setup.tally.has(&self.correlation(prompt)) {
                     continue;
                 }
                 if self.publish(client, prompt).is_err() {
                     to_send.push(prompt);
                     break;
                 }
-                self.tally.published(self.correlation(prompt));
+                self.setup.tally.published(self.correlation(prompt));
                 handed.push_back(prompt);
                 let since = Instant::now();
                 open.push(Unacknowledged { prompt, since });
@@ -248,7 +297,7 @@ impl Client {
         };
         client
             .try_publish_with_properties(
-                "glmd/n1/request/infill",
+                self.setup.topic,
                 QoS::AtLeastOnce,
                 false,
                 body,

@@ -115,12 +115,14 @@ pub struct Glmd {
 }
 
 impl Glmd {
-    /// Starts it in `folder`, with its broker on `port`.
-    pub async fn start(folder: &Path, port: u16) -> Self {
+    /// Starts `node` in `folder`, with its broker on `port` and `more` lines of configuration.
+    pub async fn start(folder: &Path, port: u16, node: &str, more: &str) -> Self {
+        let folder = &folder.join(node);
+        fs::create_dir_all(folder).expect("a folder");
         let socket = folder.join("glmd.sock");
         let child = Command::new(env!("CARGO_BIN_EXE_glmd"))
             .arg("--config")
-            .arg(Self::config(folder, port))
+            .arg(Self::config(folder, port, node, more))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(fs::File::create(folder.join("glmd.log")).expect("a file"))
@@ -133,12 +135,12 @@ impl Glmd {
         Self { child }
     }
 
-    fn config(folder: &Path, port: u16) -> PathBuf {
+    fn config(folder: &Path, port: u16, node: &str, more: &str) -> PathBuf {
         let path = folder.join("glmd.toml");
         let text = format!(
             "[model]\npath = \"{}\"\n[http]\nsocket = \"{}\"\n\
-             [mqtt]\nbroker = \"mqtt://127.0.0.1:{port}\"\nnode = \"n1\"\n\
-             keep_alive_s = 5\njournal = \"{}\"\ndiscovery_prefix = \"\"\n",
+             [mqtt]\nbroker = \"mqtt://127.0.0.1:{port}\"\nnode = \"{node}\"\n\
+             keep_alive_s = 5\njournal = \"{}\"\ndiscovery_prefix = \"\"\n{more}\n",
             model().display(),
             folder.join("glmd.sock").display(),
             folder.join("journal").display()

@@ -124,7 +124,9 @@ impl Connection {
                 (Client::V5(client), tokio::spawn(run(eventloop, sender)))
             }
             Protocol::V311 => {
-                let (client, eventloop) = rumqttc::AsyncClient::new(v4::options(settings), CHANNEL);
+                let (client, mut eventloop) =
+                    rumqttc::AsyncClient::new(v4::options(settings), CHANNEL);
+                eventloop.set_network_options(settings::network());
                 let poller = v4::Poller(eventloop, settings.packet_bytes);
                 (Client::V4(client), tokio::spawn(run(poller, sender)))
             }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rumqttc::Transport;
+use rumqttc::{NetworkOptions, Transport};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
@@ -156,6 +156,15 @@ impl Address {
             Self::Unix(path) => (path.to_string_lossy().into_owned(), 0, Transport::Unix),
         }
     }
+}
+
+/// What rumqttc is told about sockets.
+pub(super) fn network() -> NetworkOptions {
+    let mut options = NetworkOptions::new();
+    // Nagle's algorithm holds an acknowledgement or an answer back until the broker has acknowledged the segment before,
+    // which it may take 40 ms for.
+    options.set_tcp_nodelay(true);
+    options
 }
 
 fn client_config(files: &TlsFiles) -> Result<Arc<ClientConfig>, BadAddress> {

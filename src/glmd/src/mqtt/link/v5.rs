@@ -9,6 +9,7 @@ use rumqttc::v5::mqttbytes::v5::{
 };
 use rumqttc::v5::{AsyncClient, ConnectionError, Event as Raw, EventLoop, MqttOptions, StateError};
 
+use super::settings::network;
 use super::{Busy, Event, IN_FLIGHT, Lost, Meaning, Settings, Step, Steps, Terms};
 use crate::mqtt::message::{Message, Properties, Qos};
 use crate::mqtt::request::Incoming;
@@ -20,6 +21,7 @@ pub(super) fn options(settings: &Settings) -> MqttOptions {
     let (host, port, transport) = settings.address.parts();
     let mut options = MqttOptions::new(&settings.client_id, host, port);
     options.set_transport(transport);
+    options.set_network_options(network());
     options.set_keep_alive(settings.keep_alive);
     options.set_clean_start(false);
     options.set_manual_acks(true);

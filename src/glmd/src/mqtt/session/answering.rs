@@ -1,12 +1,13 @@
 //! Who answers, and how a request is put to them.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use glm_wire::error::{ErrorDetail, ErrorKind};
 use serde_json::Value;
 use tokio::sync::mpsc;
 
 use super::super::journal::Key;
+use super::now;
 use crate::service::Op;
 
 /// Shortest and longest wait before an overloaded engine is asked again.
@@ -58,7 +59,7 @@ pub(super) async fn ask_patiently<A: Answering>(
     ask: Ask,
     patience: Duration,
 ) -> Result<Vec<u8>, ErrorDetail> {
-    let until = Instant::now() + patience;
+    let until = now() + patience;
     loop {
         let outcome = answering.answer(ask.clone()).await;
         let Err(detail) = &outcome else {
@@ -67,7 +68,7 @@ pub(super) async fn ask_patiently<A: Answering>(
         let passing = matches!(detail.kind, ErrorKind::Overloaded | ErrorKind::Unavailable);
         let wait =
             Duration::from_millis(detail.retry_after_ms.unwrap_or(0)).clamp(RETRY.0, RETRY.1);
-        if !passing || Instant::now() + wait >= until {
+        if !passing || now() + wait >= until {
             return outcome;
         }
         tokio::time::sleep(wait).await;

@@ -6,7 +6,7 @@ use super::super::backoff::Ended;
 use super::super::events;
 use super::super::link::{Connection, Event, Lost, Meaning, Terms};
 use super::super::outbox::Class;
-use super::{Answering, Fatal, Session};
+use super::{Answering, Fatal, Session, now};
 
 /// Wait for the last acknowledgement and the farewell.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -127,7 +127,7 @@ impl<A: Answering> Session<A> {
         tokio::pin!(deadline);
         let mut parting = false;
         loop {
-            self.pump(Instant::now());
+            self.pump(now());
             if self.outbox.is_empty() && !parting {
                 let sent = self.line.as_ref().map(|line| line.connection.disconnect());
                 match sent {

@@ -123,6 +123,11 @@ pub struct Session<A> {
     draining: bool,
 }
 
+/// The time of the run-time, which a test may hold and wind.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
 impl<A> std::fmt::Debug for Session<A> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Session").finish_non_exhaustive()
@@ -139,7 +144,7 @@ impl<A: Answering> Session<A> {
         clerk: Clerk,
         records: Vec<Record>,
     ) -> Self {
-        let now = Instant::now();
+        let now = now();
         Self {
             line: None,
             retry_at: now,
@@ -182,18 +187,18 @@ impl<A: Answering> Session<A> {
                 Some(done) = self.tasks.join_next() => self.on_done(done),
                 Some(written) = self.clerk.written() => self.on_written(&written),
                 Some(piece) = self.pieces.1.recv() => self.on_piece(piece),
-                _ = ticks.tick() => self.on_tick(Instant::now()),
+                _ = ticks.tick() => self.on_tick(now()),
                 changed = stop.changed(), if !self.draining => {
                     if changed.is_err() || *stop.borrow() {
                         self.draining = true;
-                        leave_at = Some(Instant::now() + self.options.drain);
+                        leave_at = Some(now() + self.options.drain);
                     }
                 }
             }
-            self.pump(Instant::now());
+            self.pump(now());
             if let Some(at) = leave_at {
                 let done = self.running.is_empty() && self.writing.is_empty();
-                if (done && self.outbox.is_empty()) || Instant::now() >= at {
+                if (done && self.outbox.is_empty()) || now() >= at {
                     self.farewell().await;
                     return Ok(());
                 }
@@ -202,7 +207,7 @@ impl<A: Answering> Session<A> {
     }
 
     fn on_event(&mut self, event: Event) -> Result<(), Fatal> {
-        let now = Instant::now();
+        let now = now();
         match event {
             Event::Connected(terms) => {
                 if let Some(line) = &mut self.line {
