@@ -22,7 +22,7 @@ MODEL ?= models/glm-mini
 PYTHON_ENV := target/python
 PYTHON_STAMP = $(PYTHON_ENV)/$(shell cat tests/python/requirements*.txt | sha256sum | cut -c1-16)
 
-.PHONY: help run test test-providers bench faults test-cross cargo-deb package-build deb test-deb bundle lint check-units clean onnxruntime tokenizers train train-env train-data train-smoke python-env python-tests
+.PHONY: help run test test-providers bench faults test-cross cargo-deb package-build deb test-deb bundle lint check-units clean onnxruntime tokenizers mosquitto train train-env train-data train-smoke python-env python-tests
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | column -t -s:
@@ -86,6 +86,11 @@ test-providers: onnxruntime ## Try an execution provider on its emulator (fetche
 	ORT_DYLIB_PATH=$(ORT_LIB) GLMD_QNN_DIR=$(abspath $(QNN_DIR)) \
 	  $(CARGO) test --locked --workspace --test providers
 
+mosquitto: ## Install the broker that MQTT is tested with
+	@test -x /usr/sbin/mosquitto || { test "$$(id -u)" = 0 && \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends mosquitto mosquitto-clients >/dev/null; \
+	} || echo "mosquitto is not installed and cannot be: tests with a real broker are skipped."
+
 python-env: ## Set up the Python that checks exported models from outside
 	@test -f $(PYTHON_STAMP) || { \
 	  rm -rf $(PYTHON_ENV) && python3 -m venv $(PYTHON_ENV) && \
@@ -103,7 +108,7 @@ python-tests: python-env ## Run exported fixtures in onnxruntime and onnxruntime
 	  timeout 300 $(abspath $(PYTHON_ENV))/bin/python -m unittest; \
 	fi
 
-test: onnxruntime tokenizers python-env ## Every fast test
+test: onnxruntime tokenizers python-env mosquitto ## Every fast test
 	@if test -f $(ORT_LIB); then export ORT_DYLIB_PATH=$(ORT_LIB); fi; \
 	$(CARGO) test --locked --workspace
 	$(MAKE) --no-print-directory python-tests
@@ -117,7 +122,7 @@ bench: onnxruntime ## What kernels, scheduler, export and daemon cost, what clie
 	@if test -f $(ORT_LIB); then export ORT_DYLIB_PATH=$(ORT_LIB); fi; \
 	$(CARGO) bench --locked -p glm-engine --bench serving
 
-faults: onnxruntime ## The engine beside a hog under a hard memory limit, ten times; MQTT with a broker and a daemon that die; a box of 128 MiB
+faults: onnxruntime mosquitto ## The engine beside a hog under a hard memory limit, ten times; MQTT with a broker and a daemon that die; a box of 128 MiB
 	$(CARGO) test --locked -p glm-engine --test faults -- --runs $(or $(RUNS),10)
 	@if test -f $(ORT_LIB); then export ORT_DYLIB_PATH=$(ORT_LIB); fi; \
 	$(CARGO) test --locked -p glmd --test mqtt_faults -- --prompts 2000 --clients 50 --rounds 5 --cut 30 --messages 1000000 --hours 168
