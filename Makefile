@@ -113,12 +113,13 @@ test: onnxruntime tokenizers python-env mosquitto ## Every fast test
 	$(CARGO) test --locked --workspace
 	$(MAKE) --no-print-directory python-tests
 
-bench: onnxruntime ## What kernels, scheduler, export and daemon cost, what clients feel, and whether memory stays flat
+bench: onnxruntime mosquitto ## What kernels, scheduler, export and daemon cost, what clients feel, and whether memory stays flat
 	$(CARGO) bench --locked -p glm-kernels --bench kernels
 	$(CARGO) bench --locked -p glm-engine --bench scheduler
 	$(CARGO) bench --locked -p glm-engine --bench soak
 	$(CARGO) bench --locked -p glm-onnx --bench export
 	$(CARGO) bench --locked -p glmd --bench overhead
+	$(CARGO) bench --locked -p glmd --bench mqtt
 	@if test -f $(ORT_LIB); then export ORT_DYLIB_PATH=$(ORT_LIB); fi; \
 	$(CARGO) bench --locked -p glm-engine --bench serving
 

@@ -41,6 +41,11 @@ impl Mosquitto {
     }
 
     pub async fn start(program: &Path, folder: &Path) -> Self {
+        Self::start_with(program, folder, "").await
+    }
+
+    /// Starts it with `more` lines of configuration.
+    pub async fn start_with(program: &Path, folder: &Path, more: &str) -> Self {
         let free = TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = free.local_addr().expect("an address").port();
         drop(free);
@@ -51,7 +56,7 @@ impl Mosquitto {
         let text = format!(
             "listener {port} 127.0.0.1\nallow_anonymous true\npersistence true\n\
              persistence_location {}/\nautosave_interval 1\nmax_queued_messages 0\n\
-             user root\nlog_dest none\n",
+             user root\nlog_dest none\n{more}",
             state.display()
         );
         fs::write(&config, text).expect("a file");
