@@ -184,7 +184,8 @@ train: train-data ## Train the bundled model (hours); goes on where it stopped
 	GOMP_SPINCOUNT=0 OMP_WAIT_POLICY=PASSIVE \
 	  $(TRAIN_PYTHON) $(TRAIN)/train.py --run $(TRAIN)/work/runs/main --steps $(or $(STEPS),4000)
 
-train-smoke: train-env ## Check the trainer in a minute: the loss falls, resuming is exact
+train-smoke: train-env ## Check the trainer in a minute: the loss falls, resuming is exact, an export is the network
+	$(CARGO) build --locked -p glmctl
 	$(TRAIN_PYTHON) $(TRAIN)/smoke.py
 
 clean: ## Remove what was built

@@ -1,10 +1,12 @@
-"""A short check of the trainer: the loss falls, and a resumed run equals one that never stopped.
+"""A short check of the trainer: the loss falls, a resumed run equals one that never stopped, an export the network.
 
 Runs on a network of two narrow layers and on texts from the repository, so
 that it needs neither the corpus nor the downloads.
 """
 
 import json
+import os
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -17,14 +19,16 @@ import golden
 import infer
 import model as glm
 import objectives
+import shipped
 from stream import collate, micro_batches
 from train import rate, run_step, write_state
 
 REPOSITORY = common.HERE.parents[1]
+GLMCTL = Path(os.environ.get("GLMCTL", REPOSITORY / "target/debug/glmctl"))
 
 
 class Arguments:
-    steps, decay, warmup = 24, 0.25, 4
+    steps, decay, warmup, first = 24, 0.25, 4, 0
 
 
 def texts():
@@ -99,6 +103,25 @@ def main():
         with torch.inference_mode():
             assert torch.equal(whole(*inputs), loaded(*inputs)), "a saved checkpoint computes something else"
         print("a saved checkpoint computes the same")
+
+        out = Path(folder) / "exported"
+        subprocess.run([GLMCTL, "export", Path(folder) / "checkpoint", "--out", out, "--quant", "none"], check=True)
+        samples = [sample for _, sample in batch]
+        rows = [(n, at) for n, sample in enumerate(samples) for at in range(len(sample))]
+        ours, exported = (n.logits(samples, rows) for n in (infer.Network(whole), infer.OnnxNetwork(out)))
+        off = float(np.abs(ours - exported).max())
+        assert off < 2e-4, f"the export is off by {off}"
+        print(f"an export computes the same within {off:.1e}")
+
+        small = Path(folder) / "small"
+        subprocess.run([GLMCTL, "export", Path(folder) / "checkpoint", "--out", small, "--quant", "int8",
+                        "--head", "int8", "--embedding", "int8"], check=True)
+        again = shipped.load(small, whole.shape)
+        for (name, a), b in zip(whole.state_dict().items(), again.state_dict().values()):
+            # Half a step of INT8, of a scale that is at most that of the largest weight.
+            allowed = a.abs().max() / 127 * 0.51
+            assert (a - b).abs().max() <= allowed, f"{name} does not come back from its release"
+        print("a release can be trained on")
 
         # A token at a time with a cache must agree with the whole sequence at once.
         network = infer.Network(whole)

@@ -68,7 +68,7 @@ def optimizer(net, a):
     ], betas=(0.9, 0.98), eps=1e-8, fused=True)
 
 
-def run_step(net, batch, micro, device, bf16):
+def run_step(net, batch, micro, device, bf16=False):
     """Gradients of one step. Returns the mean loss, and `group -> [sum, count]` of label losses."""
     total = float(sum(s.weights.sum() for _, s in batch))
     mean, by_group = 0.0, {}
