@@ -22,7 +22,7 @@ MODEL ?= models/glm-mini
 PYTHON_ENV := target/python
 PYTHON_STAMP = $(PYTHON_ENV)/$(shell cat tests/python/requirements*.txt | sha256sum | cut -c1-16)
 
-.PHONY: help run test test-providers bench faults test-cross cargo-deb package-build deb test-deb bundle lint check-units clean onnxruntime tokenizers mosquitto train train-env train-data train-smoke python-env python-tests
+.PHONY: help run test test-providers bench faults sanitize test-cross cargo-deb package-build deb test-deb bundle lint check-units clean onnxruntime tokenizers mosquitto train train-env train-data train-smoke python-env python-tests
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | column -t -s:
@@ -122,6 +122,19 @@ bench: onnxruntime mosquitto ## What kernels, scheduler, export and daemon cost,
 	$(CARGO) bench --locked -p glmd --bench mqtt
 	@if test -f $(ORT_LIB); then export ORT_DYLIB_PATH=$(ORT_LIB); fi; \
 	$(CARGO) bench --locked -p glm-engine --bench serving
+
+# AddressSanitizer comes with nightly compilers only. It keeps freed memory for
+# a while, 256 MiB by default, which a test that watches memory takes for a leak.
+NIGHTLY ?= nightly
+SANITIZED = $(shell rustc -vV | sed -n 's/^host: //p')
+
+sanitize: ## Kernels, caches and threads under AddressSanitizer, then 100,000 random steps on the caches
+	@if rustup toolchain list | grep -q '^$(NIGHTLY)' || rustup toolchain install $(NIGHTLY) --profile minimal; then \
+	  ASAN_OPTIONS=quarantine_size_mb=1:thread_local_quarantine_size_kb=64 \
+	  RUSTFLAGS=-Zsanitizer=address $(CARGO) +$(NIGHTLY) test --locked -p glm-kernels --target $(SANITIZED) \
+	    --target-dir target/sanitize --test pool --test team --test attention --test matmul; \
+	else echo "There is no nightly compiler: AddressSanitizer was not used."; fi
+	$(CARGO) test --locked -p glm-kernels --test pool -- --ignored
 
 faults: onnxruntime mosquitto ## The engine beside a hog under a hard memory limit, ten times; MQTT with a broker and a daemon that die; a box of 128 MiB
 	$(CARGO) test --locked -p glm-engine --test faults -- --runs $(or $(RUNS),10)
