@@ -4,11 +4,14 @@
 //! |---|---|
 //! | `history` | what was seen so far, as plain data |
 //! | `screen` | from there to the screen, pure |
+//! | `picture` | the same screen as an SVG |
 
 mod history;
+mod picture;
 mod screen;
 
 use std::io::{IsTerminal, stdout};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
@@ -18,6 +21,7 @@ use tokio::sync::mpsc;
 
 use crate::client::Client;
 use crate::failure::{Failure, Result};
+use crate::interrupt;
 
 use history::History;
 
@@ -27,7 +31,13 @@ pub struct Top {
     /// Seconds between two looks
     #[arg(long, default_value_t = 1.0, value_parser = interval)]
     every: f64,
+    /// Look sixty times, then write the screen to this file instead of drawing it
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
 }
+
+/// Looks that a picture shows: enough for a plot with a shape.
+const PICTURE_LOOKS: usize = 60;
 
 fn interval(text: &str) -> std::result::Result<f64, String> {
     match text.parse::<f64>() {
@@ -45,6 +55,9 @@ impl Top {
     /// # Errors
     /// When the daemon cannot be reached at the start, or the terminal fails.
     pub async fn run(&self, client: &Client) -> Result<()> {
+        if let Some(path) = &self.svg {
+            return interrupt::or_done(self.paint(client, path)).await;
+        }
         if !stdout().is_terminal() {
             return Err(Failure::Usage(
                 "`glmctl top` draws on a terminal; use `glmctl status --output json` in scripts"
@@ -59,6 +72,17 @@ impl Top {
         let outcome = self.watch(client, &mut terminal, &mut history).await;
         ratatui::restore();
         outcome
+    }
+
+    async fn paint(&self, client: &Client, path: &Path) -> Result<()> {
+        let mut history = History::default();
+        let mut ticks = tokio::time::interval(Duration::from_secs_f64(self.every));
+        for _ in 0..PICTURE_LOOKS {
+            ticks.tick().await;
+            history.push(client.get("/v1/status").await?);
+        }
+        let failed = |e| Failure::io(path.display().to_string(), e);
+        std::fs::write(path, picture::svg(&history).map_err(failed)?).map_err(failed)
     }
 
     async fn watch(
