@@ -116,6 +116,8 @@ pub enum Cause {
     Limit,
     /// The system reads back what it has just dropped, or allocations wait for reclaim.
     Thrash,
+    /// Memory was short and has to stay free for a while first.
+    Dwell,
     /// The processor is hot or slowed down.
     Heat,
 }
@@ -130,6 +132,7 @@ impl Cause {
             Self::Stall => "stall",
             Self::Limit => "limit",
             Self::Thrash => "thrash",
+            Self::Dwell => "dwell",
             Self::Heat => "heat",
         }
     }

@@ -446,6 +446,10 @@ fn triggers_count_at_once_and_lasting_congestion_counts_more() {
     fire(&mut policy, 2.5);
     let lasting = fire(&mut policy, 4.2);
     assert_eq!((lasting.level, lasting.sequences), (Level::Orange, 1));
+    // The level stays for a while, and says that memory is free again.
+    let after = decide(&mut policy, 4.5, &plenty, &quiet);
+    assert!(after.level > Level::Green);
+    assert_eq!(policy.report().cause, Cause::Dwell);
     for second in 5..30 {
         decide(&mut policy, f64::from(second), &plenty, &quiet);
     }

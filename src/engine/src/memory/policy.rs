@@ -265,7 +265,13 @@ impl Policy {
             shrink: self.shrinks(now, broken || level >= Level::Orange, load),
             rest: hot.rest,
         };
-        self.tell(seen, left, memory, hot, cause, level);
+        let why = match cause {
+            // The level outlives its cause: memory that was short once is not trusted at once.
+            Cause::None if level > Level::Green && share >= need.margin() => Cause::Dwell,
+            Cause::None if level > Level::Green => Cause::Headroom,
+            cause => cause,
+        };
+        self.tell(seen, left, memory, hot, why);
         Decision {
             allowance,
             alert: level > Level::Green
@@ -361,7 +367,6 @@ impl Policy {
         memory: usize,
         hot: &Allowance,
         cause: Cause,
-        level: Level,
     ) {
         let heat = hot.rest > 0 || hot.step_tokens.0 < self.settings.step_tokens.0;
         let report = &mut self.report;
@@ -374,7 +379,6 @@ impl Policy {
         report.step = self.cost.of(self.settings.step_tokens.0, 1);
         report.memory_budget = memory;
         report.cause = match cause {
-            Cause::None if level > Level::Green => Cause::Headroom,
             Cause::None if heat => Cause::Heat,
             cause => cause,
         };

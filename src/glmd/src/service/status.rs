@@ -146,6 +146,7 @@ fn reason(report: Option<&Report>) -> String {
         Cause::Stall => "tasks wait for memory".to_owned(),
         Cause::Limit => format!("the control group is at its limit: {bound}"),
         Cause::Thrash => "the system reads back what it has just dropped".to_owned(),
+        Cause::Dwell => format!("memory was short; {mib} MiB are free above the floor again"),
         Cause::Heat => "the processor is hot or slowed down".to_owned(),
     }
 }
