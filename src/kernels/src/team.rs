@@ -198,7 +198,7 @@ impl Shared {
     }
 }
 
-/// Threads that run the tasks of a kernel; see the [module](self).
+/// Threads that run the tasks of a kernel.
 #[derive(Debug)]
 pub struct Team {
     shared: Arc<Shared>,

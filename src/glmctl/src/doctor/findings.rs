@@ -148,7 +148,10 @@ fn backend(seen: &Seen, topic: &mut Topic<'_>) {
         .status()
         .and_then(|status| status.model.as_ref())
     {
-        let what = format!("glmd runs {} on {}", model.id, model.backend);
+        let mut what = format!("glmd runs {} on {}", model.id, model.backend);
+        if !model.provider.is_empty() {
+            what.push_str(&format!(", {}", model.provider));
+        }
         match model.backend_reason.as_str() {
             "" => topic.ok(format!("{what}, the best there is")),
             reason => topic.warning(format!("{what}, for {reason}"), better(reason)),
@@ -204,6 +207,9 @@ fn loaded(folder: &Path, report: &Report, topic: &mut Topic<'_>) {
 
 /// What to do against the reason why a backend was not taken.
 fn better(reason: &str) -> &'static str {
+    if reason.contains(" on qnn: ") || reason.contains(" on openvino: ") {
+        return "export the model with --profile npu, or set partial = true in [model.provider]";
+    }
     if reason.contains("cannot run on paged caches") {
         "export the model with `glmctl export`, whose graphs the paged backends know"
     } else if reason.contains("self-test") {
@@ -649,6 +655,8 @@ mod tests {
             providers: Ok(vec!["CPUExecutionProvider (CPU)".to_owned()]),
             ..pi()
         };
+        let refused = "ort-portable on qnn: it takes 2 of 31 nodes";
+        assert!(better(refused).contains("--profile npu"));
         let all = findings(&seen);
         let backend = about(&all, "backend");
         assert!(backend[0].what.contains("Foo"), "{backend:?}");
