@@ -15,7 +15,8 @@ use ort::session::{Session, SessionInputValue};
 use ort::value::{Tensor, TensorElementType, TensorRef};
 
 use super::portable::{
-    BLOCK_TOKENS, Cache, NAME, Options, cache, failed, session, size_beside, tensor_of,
+    BLOCK_TOKENS, Cache, LOGITS, NAME, Options, blocks, cache, failed, session, size_beside,
+    tensor_of, vocabulary,
 };
 use super::provider::Placement;
 use super::{Backend, BackendError, Bytes, Capabilities, Logits, MemoryUse, Row, SeqId, Step};
@@ -75,7 +76,12 @@ impl FixedShapes {
     /// [`BackendError::Runtime`] naming the input that is not known, or with the message of ONNX Runtime.
     pub fn open(env: &Environment, model: &Path, options: &Options) -> Result<Self, BackendError> {
         let (prompt, placement) = session(env, model, options)?;
-        let (step, _) = session(env, &model.with_file_name(STEP_GRAPH), options)?;
+        let (step, step_placement) = session(env, &model.with_file_name(STEP_GRAPH), options)?;
+        // The account that is given is the worse one: no node is said to run where it does not.
+        let placement = [placement, step_placement]
+            .into_iter()
+            .flatten()
+            .max_by_key(Placement::left);
         let (of_prompt, of_step) = (shape(&prompt)?, shape(&step)?);
         if of_step.tokens != 1 || of_step.past != of_prompt.past {
             return Err(failed(format!(
@@ -83,21 +89,14 @@ impl FixedShapes {
                 of_step.tokens, of_step.past, of_prompt.past
             )));
         }
-        let logits = prompt.outputs().iter().find(|o| o.name() == "logits");
-        let logits = logits.ok_or_else(|| failed("the graph has no output `logits`"))?;
-        let vocabulary = match tensor_of(logits)?.1.last() {
-            Some(size) if *size > 0 => *size,
-            _ => return Err(failed("the graph does not say how long a row of logits is")),
-        };
+        let vocabulary = vocabulary(&prompt)?;
         let Shape {
             tokens,
             past,
             positions,
             caches,
         } = of_prompt;
-        let floats: usize = caches.iter().map(|c| c.heads * c.width).sum();
-        let block_bytes = Bytes((floats * 4 * BLOCK_TOKENS) as u64);
-        let blocks = options.kv.0 / block_bytes.0.max(1);
+        let (block_bytes, blocks) = blocks(&caches, options.kv);
         Ok(Self {
             capabilities: Capabilities {
                 name: NAME,
@@ -105,7 +104,7 @@ impl FixedShapes {
                 max_tokens: past.min(options.max_tokens),
                 block_tokens: BLOCK_TOKENS,
                 block_bytes,
-                blocks: usize::try_from(blocks).unwrap_or(usize::MAX),
+                blocks,
                 max_sequences: usize::MAX,
                 max_step_tokens: tokens,
                 chunked_prefill: true,
@@ -259,7 +258,7 @@ impl FixedShapes {
             }
         }
         let width = self.capabilities.vocabulary;
-        let values = taken("logits", size * width)?;
+        let values = taken(LOGITS, size * width)?;
         for (row, values) in rows.iter().zip(values.chunks_exact(width)) {
             if row.logits {
                 logits.extend_from_slice(values);

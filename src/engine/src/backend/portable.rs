@@ -20,6 +20,8 @@ use super::{Backend, BackendError, Bytes, Capabilities, Logits, MemoryUse, Row, 
 
 /// Name of this backend.
 pub const NAME: &str = "ort-portable";
+/// Name of the output that both kinds of graph have.
+pub(super) const LOGITS: &str = "logits";
 /// Tokens of one block in the accounts.
 pub const BLOCK_TOKENS: usize = 32;
 
@@ -68,7 +70,6 @@ pub struct Portable {
     mask: Mask,
     /// Numbers of a position; 0 when the graph takes none.
     positions: usize,
-    logits: String,
     weights: Bytes,
     sequences: BTreeMap<SeqId, Kept>,
 }
@@ -120,22 +121,8 @@ impl Portable {
                 }
             }
         }
-        let logits = session
-            .outputs()
-            .iter()
-            .find(|output| output.name() == "logits")
-            .ok_or_else(|| failed("the graph has no output `logits`"))?;
-        let vocabulary = match tensor_of(logits)?.1.last() {
-            Some(size) if *size > 0 => *size,
-            _ => return Err(failed("the graph does not say how long a row of logits is")),
-        };
-        let logits = logits.name().to_owned();
-        let token: usize = caches
-            .iter()
-            .map(|cache| cache.heads * cache.width * 4)
-            .sum();
-        let block_bytes = Bytes((token * BLOCK_TOKENS) as u64);
-        let blocks = options.kv.0 / block_bytes.0.max(1);
+        let vocabulary = vocabulary(&session)?;
+        let (block_bytes, blocks) = blocks(&caches, options.kv);
         Ok(Self {
             capabilities: Capabilities {
                 name: NAME,
@@ -143,7 +130,7 @@ impl Portable {
                 max_tokens: options.max_tokens,
                 block_tokens: BLOCK_TOKENS,
                 block_bytes,
-                blocks: usize::try_from(blocks).unwrap_or(usize::MAX),
+                blocks,
                 max_sequences: usize::MAX,
                 max_step_tokens: usize::MAX,
                 chunked_prefill: positions < 2,
@@ -154,7 +141,6 @@ impl Portable {
             caches,
             mask,
             positions,
-            logits,
             weights: Bytes(size_beside(model)),
             sequences: BTreeMap::new(),
         })
@@ -299,7 +285,7 @@ impl Portable {
             }
             after.caches.push(values.to_vec());
         }
-        let (_, values) = outputs[self.logits.as_str()].try_extract_tensor::<f32>()?;
+        let (_, values) = outputs[LOGITS].try_extract_tensor::<f32>()?;
         let width = self.capabilities.vocabulary;
         if values.len() != new * width {
             return Err(ort::Error::new(format!(
@@ -406,6 +392,26 @@ pub(super) fn session(
         .transpose()
         .map_err(told)?;
     Ok((session, placement))
+}
+
+/// Length of a row of logits.
+pub(super) fn vocabulary(session: &Session) -> Result<usize, BackendError> {
+    let mut outputs = session.outputs().iter();
+    let logits = outputs
+        .find(|output| output.name() == LOGITS)
+        .ok_or_else(|| failed("the graph has no output `logits`"))?;
+    match tensor_of(logits)?.1.last() {
+        Some(size) if *size > 0 => Ok(*size),
+        _ => Err(failed("the graph does not say how long a row of logits is")),
+    }
+}
+
+/// Bytes of a block of keys and values in f32, and how many of them `kv` holds.
+pub(super) fn blocks(caches: &[Cache], kv: Bytes) -> (Bytes, usize) {
+    let floats: usize = caches.iter().map(|cache| cache.heads * cache.width).sum();
+    let bytes = Bytes((floats * 4 * BLOCK_TOKENS) as u64);
+    let count = kv.0 / bytes.0.max(1);
+    (bytes, usize::try_from(count).unwrap_or(usize::MAX))
 }
 
 fn builder(env: &Environment, threads: usize) -> ort::Result<SessionBuilder> {

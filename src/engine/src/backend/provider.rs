@@ -220,7 +220,13 @@ impl Placement {
     /// All nodes.
     #[must_use]
     pub fn nodes(&self) -> usize {
-        self.taken + self.elsewhere.values().sum::<usize>()
+        self.taken + self.left()
+    }
+
+    /// Nodes that the provider left to the CPU.
+    #[must_use]
+    pub fn left(&self) -> usize {
+        self.elsewhere.values().sum()
     }
 
     /// Itself, unless it breaks what was asked.
