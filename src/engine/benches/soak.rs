@@ -5,6 +5,9 @@
 //! line over the second half, when all caches are full. Prints a table and a
 //! line `N passed, N failed`.
 
+#[path = "serving/trend.rs"]
+mod trend;
+
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -14,6 +17,8 @@ use glm_engine::Config;
 mod support;
 
 use support::{Rig, capabilities, context, generate, ids, score};
+
+use trend::slope;
 
 /// Requests of a run.
 const REQUESTS: u64 = 20_000;
@@ -104,16 +109,4 @@ fn anonymous_kib() -> f64 {
         .filter(|line| line.starts_with("RssAnon:") || line.starts_with("VmSwap:"))
         .filter_map(|line| line.split_whitespace().nth(1)?.parse::<f64>().ok())
         .sum()
-}
-
-/// Least squares.
-fn slope(points: &[(f64, f64)]) -> f64 {
-    let n = points.len() as f64;
-    let (mx, my) = points
-        .iter()
-        .fold((0.0, 0.0), |(x, y), p| (x + p.0 / n, y + p.1 / n));
-    let (cov, var) = points.iter().fold((0.0, 0.0), |(c, v), (x, y)| {
-        (c + (x - mx) * (y - my), v + (x - mx) * (x - mx))
-    });
-    cov / var
 }

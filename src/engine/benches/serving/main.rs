@@ -7,6 +7,7 @@
 mod model;
 #[path = "../../tests/support/mod.rs"]
 mod support;
+mod trend;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -24,6 +25,8 @@ use glm_engine::units::SystemClock;
 use glm_engine::{Config, Drain, Engine, EngineHandle, Event, Request, Ticket};
 
 use support::{context, generate, ids};
+
+use trend::slope;
 
 /// A prompt that takes a while to read.
 const LONG: usize = 512;
@@ -340,18 +343,6 @@ fn soak(folder: PathBuf, rows: &mut Vec<Row>) -> Result<(), Box<dyn std::error::
         Some((NOISE, false)),
     ));
     Ok(())
-}
-
-/// Least squares.
-fn slope(points: &[(f64, f64)]) -> f64 {
-    let n = points.len() as f64;
-    let (mx, my) = points
-        .iter()
-        .fold((0.0, 0.0), |(x, y), p| (x + p.0 / n, y + p.1 / n));
-    let (cov, var) = points.iter().fold((0.0, 0.0), |(c, v), (x, y)| {
-        (c + (x - mx) * (y - my), v + (x - mx) * (x - mx))
-    });
-    cov / var
 }
 
 fn measure() -> Result<Vec<Row>, Box<dyn std::error::Error>> {
