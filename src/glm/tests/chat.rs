@@ -371,13 +371,16 @@ fn hostile() -> impl Strategy<Value = String> {
             |(name, at)| name[..at.index(name.len())].to_owned()
         ),
         2 => "[a-z \n<>|灯\u{FDD0}\u{FDD1}]{0,6}",
+        1 => Just(" ".to_owned()),
     ];
     prop::collection::vec(part, 0..8).prop_map(|parts| parts.concat())
 }
 
-/// Content directly beside content and beside parts of names.
+/// Content directly beside content and beside parts of names; trimmed, and taken apart by words.
 const TRAP: &str = "[gMASK]<sop>{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{{ m.content }}|>\
-                    {{ m.content }}>{{ m.content }}<|{{ m.content }}<{{ m.content | trim }}{% endfor %}<|assistant|>";
+                    {{ m.content }}>{{ m.content }}<|{{ m.content }}<{{ m.content | trim }}<|{{ m.content | trim }}|>\
+                    {% for word in m.content.split() %}<{{ word }}>{{ word }}|>{{ word }}<|{% endfor %}\
+                    {{ m.content.split() | join }}{% endfor %}<|assistant|>";
 
 proptest! {
     #[test]

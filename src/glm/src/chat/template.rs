@@ -239,33 +239,53 @@ impl Guard {
                 "has every character that Unicode forbids in text",
             ));
         };
-        let names = tokenizer.special_names().map(str::to_owned).collect();
+        let names = tokenizer.special_names().filter(|name| !name.is_empty());
+        let names = names.map(str::to_owned).collect();
         Ok(Self { mark, names })
     }
 
-    /// Text in which no special token's name is whole, nor becomes whole by what stands beside it.
+    /// Text in which no special token's name is whole, nor becomes whole by what stands beside it:
+    /// beside all of it, or beside one of its words, for templates trim and split what was said.
     fn text(&self, text: &str) -> String {
-        let names = || {
-            self.names
-                .iter()
-                .map(String::as_str)
-                .filter(|n| !n.is_empty())
-        };
         let mut out = String::with_capacity(text.len() + 8);
-        // The template may have written the beginning of a name before, or the end behind.
-        if names().any(|name| borders(name).any(|at| text.starts_with(&name[at..]))) {
-            out.push(self.mark);
-        }
+        let mut word = 0;
+        let mut before = None;
         for (at, c) in text.char_indices() {
-            out.push(c);
-            if names().any(|name| text[at..].starts_with(name)) {
+            let begins = before.is_none_or(char::is_whitespace);
+            if begins {
+                word = at;
+            }
+            if begins && !c.is_whitespace() && self.ends_a_name(&text[at..]) {
                 out.push(self.mark);
             }
-        }
-        if names().any(|name| borders(name).any(|at| text.ends_with(&name[..at]))) {
-            out.push(self.mark);
+            out.push(c);
+            let rest = &text[at + c.len_utf8()..];
+            let ends = rest.chars().next().is_none_or(char::is_whitespace);
+            if self.names.iter().any(|name| text[at..].starts_with(name))
+                || ends
+                    && !c.is_whitespace()
+                    && self.begins_a_name(&text[..text.len() - rest.len()], word)
+            {
+                out.push(self.mark);
+            }
+            before = Some(c);
         }
         out
+    }
+
+    /// Whether `text` completes a name of which the template may have written the beginning.
+    fn ends_a_name(&self, text: &str) -> bool {
+        let mut names = self.names.iter();
+        names.any(|name| borders(name).any(|at| text.starts_with(&name[at..])))
+    }
+
+    /// Whether a template can complete the end of `text`, whose last word begins at `word`, to a
+    /// name: by writing what follows, or what stands on both sides of the word.
+    fn begins_a_name(&self, text: &str, word: usize) -> bool {
+        let mut names = self.names.iter();
+        names.any(|name| {
+            name.contains(&text[word..]) || borders(name).any(|at| text.ends_with(&name[..at]))
+        })
     }
 
     fn json(&self, value: &Json) -> Json {
@@ -282,11 +302,7 @@ impl Guard {
 
     /// Templates look keys up: one without a name in it stays as it is.
     fn key(&self, key: &str) -> String {
-        match self
-            .names
-            .iter()
-            .any(|n| !n.is_empty() && key.contains(n.as_str()))
-        {
+        match self.names.iter().any(|name| key.contains(name)) {
             true => self.text(key),
             false => key.to_owned(),
         }
