@@ -115,14 +115,14 @@ test: onnxruntime tokenizers python-env mosquitto ## Every fast test
 	$(MAKE) --no-print-directory python-tests
 
 bench: onnxruntime mosquitto ## What kernels, scheduler, export and daemon cost, what clients feel, and whether memory stays flat
-	$(CARGO) bench --locked -p glm-kernels --bench kernels
-	$(CARGO) bench --locked -p glm-engine --bench scheduler
-	$(CARGO) bench --locked -p glm-engine --bench soak
-	$(CARGO) bench --locked -p glm-onnx --bench export
-	$(CARGO) bench --locked -p glmd --bench overhead
-	$(CARGO) bench --locked -p glmd --bench mqtt
+	$(CARGO) bench --locked --workspace --bench kernels
+	$(CARGO) bench --locked --workspace --bench scheduler
+	$(CARGO) bench --locked --workspace --bench soak
+	$(CARGO) bench --locked --workspace --bench export
+	$(CARGO) bench --locked --workspace --bench overhead
+	$(CARGO) bench --locked --workspace --bench mqtt
 	@if test -f $(ORT_LIB); then export ORT_DYLIB_PATH=$(ORT_LIB); fi; \
-	$(CARGO) bench --locked -p glm-engine --bench serving
+	$(CARGO) bench --locked --workspace --bench serving
 
 # AddressSanitizer comes with nightly compilers only. It keeps freed memory for
 # a while, 256 MiB by default, which a test that watches memory takes for a leak.
@@ -138,9 +138,9 @@ sanitize: ## Kernels, caches and threads under AddressSanitizer, then 100,000 ra
 	$(CARGO) test --locked -p glm-kernels --test pool -- --ignored
 
 faults: onnxruntime mosquitto ## The engine beside a hog under a hard memory limit, ten times; MQTT with a broker and a daemon that die; a box of 128 MiB
-	$(CARGO) test --locked -p glm-engine --test faults -- --runs $(or $(RUNS),10)
+	$(CARGO) test --locked --workspace --test faults -- --runs $(or $(RUNS),10)
 	@if test -f $(ORT_LIB); then export ORT_DYLIB_PATH=$(ORT_LIB); fi; \
-	$(CARGO) test --locked -p glmd --test mqtt_faults -- --prompts 2000 --clients 50 --rounds 5 --cut 30 --messages 1000000 --hours 168
+	$(CARGO) test --locked --workspace --test mqtt_faults -- --prompts 2000 --clients 50 --rounds 5 --cut 30 --messages 1000000 --hours 168
 	$(CARGO) build --locked -p glmd -p glmctl
 	@if test -f $(ORT_LIB); then \
 	  ORT_DYLIB_PATH=$(ORT_LIB) GLMD_MODEL__BACKEND=ort-paged tests/small_box.sh target/debug $(MODEL) 128; \
