@@ -3,6 +3,8 @@
 //! Never a prompt and never an answer. ERROR: an answer was lost. WARN: the
 //! engine helped itself. INFO: the state changed. DEBUG: a request came or went.
 
+use std::time::Duration;
+
 use tracing::{debug, error, info, warn};
 
 use crate::answer::Usage;
@@ -27,6 +29,13 @@ pub(crate) fn replacing(beside: bool) {
         true => info!("the new model is loaded and tested while the old one serves"),
         false => info!("no memory for two models: the new one is checked, then the old one goes"),
     }
+}
+
+pub(crate) fn idle(time: Duration) {
+    info!(
+        seconds = time.as_secs(),
+        "nobody asks: the model is unloaded, and comes back with the next request"
+    );
 }
 
 pub(crate) fn load_failed(reason: &Error) {

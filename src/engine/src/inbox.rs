@@ -260,7 +260,7 @@ impl State {
     fn admits(&self, request: &Request, id: RequestId) -> Result<()> {
         match self.phase {
             Phase::Draining | Phase::Stopped => return Err(Error::ShuttingDown),
-            Phase::Loading | Phase::Unloaded | Phase::Ready => {}
+            Phase::Loading | Phase::Unloaded | Phase::Idle | Phase::Ready => {}
         }
         let Some(model) = &self.model else {
             return Err(Error::NotLoaded {

@@ -16,6 +16,8 @@ pub enum Phase {
     Ready,
     /// No model is loaded: on request, under memory pressure, or because loading failed.
     Unloaded,
+    /// The model was unloaded because nobody asked anything; the next request loads it.
+    Idle,
     /// Accepted requests are finished, no new ones are taken.
     Draining,
     /// The engine thread has ended.
@@ -30,6 +32,7 @@ impl Phase {
             Self::Loading => "loading",
             Self::Ready => "ready",
             Self::Unloaded => "unloaded",
+            Self::Idle => "idle",
             Self::Draining => "draining",
             Self::Stopped => "stopped",
         }

@@ -6,16 +6,21 @@
 
 mod support;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use glm::Tokens;
+use glm_engine::backend::MemoryUse;
 use glm_engine::control::{Admit, Allowance};
+use glm_engine::model::{ModelSource, Reloaded};
 use glm_engine::request::Work;
 use glm_engine::status::Phase;
 use glm_engine::units::{Level, Priority};
-use glm_engine::{Request, Ticket};
+use glm_engine::{Config, Engine, Error, Request, Ticket};
 
-use support::{Answer, END, Rig, context, generate, ids, score};
+use support::{
+    Answer, END, Rig, Shared, TestClock, capabilities, context, generate, ids, info, score, source,
+};
 
 /// An answer of exactly `max_tokens`.
 fn long(seed: u64, max_tokens: usize) -> Request {
@@ -223,4 +228,123 @@ fn scores_resume_where_they_were() {
     assert!(answer.finished().usage.preemptions > 0);
     assert_eq!(answer.finished().scores, calm.finished().scores);
     Answer::of(other).finished();
+}
+
+/// An engine that unloads its model after a minute without requests.
+fn patient() -> Rig {
+    let config = Config {
+        idle_unload: Some(Duration::from_secs(60)),
+        ..Config::default()
+    };
+    Rig::new(config, capabilities())
+}
+
+/// Lets so many seconds go by, with a turn in each.
+fn seconds(rig: &mut Rig, count: usize) {
+    for _ in 0..count {
+        rig.look();
+    }
+}
+
+#[test]
+fn a_model_that_nobody_asks_goes_and_comes_back_with_the_next_request() {
+    let mut rig = patient();
+    seconds(&mut rig, 55);
+    rig.answer(long(1, 5)).finished();
+    seconds(&mut rig, 55);
+    assert_eq!(rig.handle.status().phase, Phase::Ready);
+    seconds(&mut rig, 10);
+    let status = rig.handle.status();
+    assert_eq!((status.phase, status.backend), (Phase::Idle, None));
+    assert_eq!(status.memory, MemoryUse::default());
+    assert!(rig.handle.model().is_some(), "prompts are still understood");
+    assert_eq!(rig.script.lock().unwrap().loads, 1);
+
+    let answer = rig.answer(long(2, 60));
+    assert_eq!(answer.tokens, alone(long(2, 60)).tokens);
+    assert_eq!(rig.handle.status().phase, Phase::Ready);
+    assert_eq!(rig.script.lock().unwrap().loads, 2);
+    seconds(&mut rig, 61);
+    assert_eq!(rig.handle.status().phase, Phase::Idle, "and goes again");
+}
+
+#[test]
+fn a_request_that_runs_or_waits_keeps_the_model() {
+    let mut rig = patient();
+    rig.script.lock().unwrap().step_time = Duration::from_secs(50);
+    let running = rig.submit(long(1, 10));
+    rig.run();
+    Answer::of(running).finished();
+    let waiting = rig.submit(long(2, 5));
+    rig.allow(|now| now.admit = Admit::Nobody);
+    seconds(&mut rig, 120);
+    assert_eq!(rig.handle.status().phase, Phase::Ready);
+    rig.allow(|now| *now = Allowance::default());
+    rig.run();
+    Answer::of(waiting).finished();
+    assert_eq!(rig.script.lock().unwrap().loads, 1);
+}
+
+#[test]
+fn a_model_that_nobody_asked_waits_for_memory_as_well() {
+    let mut rig = patient();
+    seconds(&mut rig, 61);
+    let waiting = rig.submit(long(1, 60));
+    rig.allow(|now| now.loaded = false);
+    rig.run();
+    assert_eq!(rig.handle.status().phase, Phase::Idle);
+    assert_eq!(rig.script.lock().unwrap().loads, 1);
+    rig.allow(|now| *now = Allowance::default());
+    rig.run();
+    assert_eq!(Answer::of(waiting).tokens, alone(long(1, 60)).tokens);
+}
+
+#[test]
+fn an_operator_may_unload_and_reload_a_model_that_nobody_asks() {
+    let mut rig = patient();
+    seconds(&mut rig, 61);
+    rig.handle.unload(Box::new(|outcome| outcome.unwrap()));
+    rig.run();
+    assert_eq!(rig.handle.status().phase, Phase::Unloaded);
+    let refused = rig.handle.submit(long(1, 5)).unwrap_err();
+    assert_eq!(refused.code(), "model_not_loaded");
+
+    let mut rig = patient();
+    seconds(&mut rig, 61);
+    let new = source(
+        info(capabilities()),
+        Arc::clone(&rig.script),
+        Arc::clone(&rig.clock),
+    );
+    let done = |outcome: Result<Reloaded, Error>| drop(outcome.unwrap());
+    rig.handle.reload(Box::new(new), Box::new(done));
+    rig.run();
+    assert_eq!(rig.handle.status().phase, Phase::Ready);
+    rig.answer(long(1, 5)).finished();
+}
+
+#[test]
+fn whoever_asks_hears_when_the_model_cannot_come_back() {
+    let (script, clock) = (Shared::default(), Arc::new(TestClock::default()));
+    let mut good = source(info(capabilities()), script, Arc::clone(&clock));
+    let mut first = true;
+    let once = move || match std::mem::take(&mut first) {
+        true => ModelSource::load(&mut good),
+        false => Err(Error::Load {
+            reason: "model.onnx: no such file".to_owned(),
+        }),
+    };
+    let config = Config {
+        idle_unload: Some(Duration::from_secs(60)),
+        ..Config::default()
+    };
+    let (mut engine, handle) = Engine::new(config, Box::new(once), Arc::clone(&clock) as Arc<_>);
+    engine.turn();
+    clock.advance(Duration::from_secs(60));
+    engine.turn();
+    assert_eq!(handle.status().phase, Phase::Idle);
+    let ticket = handle.submit(long(1, 5)).unwrap();
+    engine.turn();
+    assert_eq!(Answer::of(ticket).error().code(), "model_not_loaded");
+    assert_eq!(handle.status().phase, Phase::Unloaded);
 }

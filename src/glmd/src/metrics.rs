@@ -318,6 +318,12 @@ impl Collector for EngineFigures {
             ),
             ("weights", "Weights", bytes, gauge(memory.weights.0)),
             (
+                "model_loaded",
+                "1 while the model is in memory",
+                None,
+                gauge(u64::from(status.backend.is_some())),
+            ),
+            (
                 "process_anonymous",
                 "Anonymous memory of the process and its swap",
                 bytes,

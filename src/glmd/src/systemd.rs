@@ -97,6 +97,9 @@ fn line(model: Option<&str>, status: &Status) -> String {
             status.queued_requests,
             status.level.name()
         ),
+        (Some(model), Phase::Idle) => {
+            format!("Nobody asks: {model} is loaded with the next request.")
+        }
         (_, phase) => format!("The model is not served: {}.", phase.name()),
     }
 }
@@ -160,6 +163,11 @@ mod tests {
         assert_eq!(
             line(Some("glm-mini"), &status),
             "Serving glm-mini on tract-paged: 0 running, 2 waiting, memory green."
+        );
+        status.phase = Phase::Idle;
+        assert_eq!(
+            line(Some("glm-mini"), &status),
+            "Nobody asks: glm-mini is loaded with the next request."
         );
         status.phase = Phase::Unloaded;
         assert_eq!(line(None, &status), "The model is not served: unloaded.");

@@ -11,7 +11,8 @@ pub struct Status {
     pub version: String,
     /// Seconds since it started.
     pub uptime_s: f64,
-    /// What the engine does with its model: `loading`, `ready`, `unloaded`, `draining` or `stopped`.
+    /// What the engine does with its model: `loading`, `ready`, `unloaded`, `idle` (unloaded until the next
+    /// request), `draining` or `stopped`.
     #[serde(default)]
     pub phase: String,
     /// The loaded model, if any.

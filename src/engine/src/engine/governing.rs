@@ -4,10 +4,10 @@ use crate::control::{Admit, Load};
 use crate::events;
 use crate::inbox::Gate;
 use crate::memory;
-use crate::status::Phase;
 use crate::units::Moment;
 
 use super::Engine;
+use super::absence::Absence;
 
 impl Engine {
     /// Asks the governor and follows.
@@ -22,10 +22,8 @@ impl Engine {
             Admit::From(lowest) => Gate::Open(lowest),
             Admit::Nobody => Gate::Shut,
         };
-        match (allowance.loaded, self.loaded.is_some()) {
-            (false, true) => self.hibernate(),
-            (true, false) if self.hibernating => self.wake_up(),
-            _ => {}
+        if !allowance.loaded && self.loaded.is_some() {
+            self.leave(Absence::Memory);
         }
         if !allowance.keep_prefixes {
             self.drop_prefixes();
@@ -94,23 +92,5 @@ impl Engine {
         if let Some((index, _)) = least {
             self.preempt(index);
         }
-    }
-
-    /// Gives up the model; requests keep their tokens and wait.
-    fn hibernate(&mut self) {
-        while !self.running.is_empty() {
-            self.preempt(self.running.len() - 1);
-        }
-        self.unload();
-        self.hibernating = true;
-        let mut state = self.inbox.lock();
-        if state.phase == Phase::Ready {
-            state.phase = Phase::Unloaded;
-        }
-    }
-
-    fn wake_up(&mut self) {
-        self.hibernating = false;
-        let _ = self.load_or_give_up();
     }
 }

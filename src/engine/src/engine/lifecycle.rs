@@ -102,13 +102,12 @@ impl Engine {
             }
             Some(Ending::Unload(done)) if self.running.is_empty() => {
                 self.unload();
-                self.hibernating = false;
                 self.be_unloaded();
                 done(Ok(()));
             }
             Some(Ending::Stop(until, done)) => {
                 let idle = self.running.is_empty() && self.inbox.lock().queue.is_empty();
-                let hopeless = self.loaded.is_none() && !self.hibernating;
+                let hopeless = self.loaded.is_none() && self.absence.is_none();
                 if idle || hopeless || until.is_none_or(|until| now >= until) {
                     self.stop();
                     done(Ok(()));
@@ -162,6 +161,8 @@ impl Engine {
         info.capabilities = capabilities;
         let info = Arc::new(info);
         self.unload();
+        self.absence = None;
+        self.busy = self.inbox.clock.now();
         self.loaded = Some(Loaded {
             banned: Banned::of(&info.special),
             cache: PrefixCache::new(info.capabilities.block_tokens, cache_tokens),
@@ -216,6 +217,7 @@ impl Engine {
 
     /// There is no model and none will come by itself: whoever waits should ask again later.
     fn be_unloaded(&mut self) {
+        self.absence = None;
         let mut state = self.inbox.lock();
         if state.phase != Phase::Draining {
             state.phase = Phase::Unloaded;

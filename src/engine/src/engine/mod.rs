@@ -8,10 +8,12 @@
 //! |---|---|
 //! | `admission` | from the queue to served, and back when memory is short |
 //! | `governing` | doing what the memory governor says |
+//! | `absence` | the model gone for a while, and its return |
 //! | `step` | plan, run, commit; what happens when a step fails |
 //! | `lifecycle` | loading, unloading, stopping, panics |
 //! | `replace` | one model after another |
 
+mod absence;
 mod admission;
 mod governing;
 mod lifecycle;
@@ -41,6 +43,7 @@ use crate::serving::Served;
 use crate::status::{Counters, Phase, Running, Status};
 use crate::units::{Bytes, Clock, Moment, RequestId};
 
+use absence::Absence;
 use lifecycle::Ending;
 use replace::Coming;
 
@@ -64,6 +67,8 @@ pub struct Config {
     pub cache_tokens: Option<Tokens>,
     /// Most tokens of an answer that wait for a slow reader before it is cancelled.
     pub unread_tokens: Tokens,
+    /// Time without requests after which the model is unloaded until the next one; never when `None`.
+    pub idle_unload: Option<Duration>,
     /// Bounds of the queue.
     pub queue: QueueLimits,
 }
@@ -82,6 +87,8 @@ impl Default for Config {
             cache_tokens: None,
             // A reader so far behind, at a small box's speed, has not read for a minute.
             unread_tokens: Tokens(2048),
+            // The first answer after it takes as long as loading does: whoever wants that says so.
+            idle_unload: None,
             queue: QueueLimits::default(),
         }
     }
@@ -116,8 +123,10 @@ pub struct Engine {
     control: Box<dyn Control>,
     /// The governor's last word.
     allowance: Allowance,
-    /// The model is unloaded because the governor said so.
-    hibernating: bool,
+    /// Why the model is not in memory although it will come back by itself.
+    absence: Option<Absence>,
+    /// When there was last something to do.
+    busy: Moment,
     loaded: Option<Loaded>,
     running: Vec<Served>,
     /// Requests of a step that failed, each to be tried alone.
@@ -168,7 +177,8 @@ impl Engine {
             first_load: None,
             control: Box::new(Unlimited),
             allowance: Allowance::default(),
-            hibernating: false,
+            absence: None,
+            busy: Moment::default(),
             loaded: None,
             running: Vec::new(),
             suspects: VecDeque::new(),
@@ -231,6 +241,7 @@ impl Engine {
             return Turn::Stopped;
         }
         self.govern(now);
+        self.come_and_go(now);
         self.admit(now);
         let rest = self.rests_until.since(now);
         let worked = rest.is_zero() && self.step(now);

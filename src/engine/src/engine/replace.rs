@@ -125,7 +125,6 @@ impl Engine {
     ) -> Result<Reloaded> {
         let model = self.install(model)?;
         self.source = source;
-        self.hibernating = false;
         Ok(Reloaded {
             model,
             old_served: true,
@@ -135,7 +134,6 @@ impl Engine {
     /// Unloads the old model before the new one is loaded; it comes back when the new one fails.
     pub(super) fn reload(&mut self, mut source: Box<dyn ModelSource>) -> Result<Reloaded> {
         self.inbox.lock().phase = Phase::Loading;
-        self.hibernating = false;
         self.unload();
         std::mem::swap(&mut self.source, &mut source);
         let outcome: Result<Arc<ModelInfo>> = self.load();

@@ -209,6 +209,8 @@ pub struct Engine {
     pub patience_s: u64,
     /// Most tokens of an answer that a slow reader may leave unread.
     pub unread_tokens: usize,
+    /// Seconds without requests after which the model is unloaded until the next one; 0 = never.
+    pub idle_unload_s: u64,
 }
 
 impl Default for Engine {
@@ -221,6 +223,7 @@ impl Default for Engine {
             cache_tokens: None,
             patience_s: engine.patience.as_secs(),
             unread_tokens: engine.unread_tokens.0,
+            idle_unload_s: engine.idle_unload.map_or(0, |time| time.as_secs()),
         }
     }
 }
@@ -384,6 +387,9 @@ impl Config {
                 return bad(key, "must be from 1 to 86400 seconds");
             }
         }
+        if self.engine.idle_unload_s > MAX_SECONDS {
+            return bad("engine.idle_unload_s", "must be at most 86400 seconds");
+        }
         if self.shutdown.drain_s > MAX_SECONDS {
             return bad("shutdown.drain_s", "must be at most 86400 seconds");
         }
@@ -421,6 +427,8 @@ impl Config {
             cache_tokens: self.engine.cache_tokens.map(glm::Tokens),
             patience: Duration::from_secs(self.engine.patience_s),
             unread_tokens: glm::Tokens(self.engine.unread_tokens),
+            idle_unload: (self.engine.idle_unload_s > 0)
+                .then(|| Duration::from_secs(self.engine.idle_unload_s)),
             queue: glm_engine::scheduler::queue::QueueLimits {
                 requests: self.queue.requests,
                 tokens: glm::Tokens(self.queue.tokens),

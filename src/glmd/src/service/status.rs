@@ -126,10 +126,10 @@ impl Service {
         }
     }
 
-    /// Whether requests are answered now.
+    /// Whether requests are answered: at once, or as soon as they have brought the model back.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.engine().status().phase == Phase::Ready
+        matches!(self.engine().status().phase, Phase::Ready | Phase::Idle)
     }
 }
 

@@ -54,6 +54,19 @@ mod tests {
     }
 
     #[test]
+    fn a_model_that_nobody_asks_is_unloaded_until_somebody_does() {
+        let rig = Rig::with(|config| config.engine.idle_unload_s = 1);
+        let phase = || rig.get("/v1/status").json()["phase"].clone();
+        wait(|| phase() == "idle");
+        assert!(rig.figure("glmd_model_loaded") < 0.5);
+        assert_eq!(rig.get("/health/ready").status, 200, "it would answer");
+        assert_eq!(rig.get("/v1/models").json()["data"][0]["object"], "model");
+        let answer = rig.post("/v1/infill", INFILL);
+        assert_eq!(answer.status, 200, "{:?}", answer.json());
+        wait(|| phase() == "idle");
+    }
+
+    #[test]
     fn the_drain_has_an_end() {
         let script = Arc::new(Script::default());
         script.endless.store(true, Ordering::SeqCst);
