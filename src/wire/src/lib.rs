@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`infill`] | fill the blanks of a text |
 //! | [`classify`] | choose among labels by cloze |
+//! | [`systemone`] | typed questions about a state |
 //! | [`completions`] | continue a text (OpenAI shape) |
 //! | [`chat`] | answer a conversation (OpenAI shape) |
 //! | [`tokenize`] | text to ids and back |
@@ -25,6 +26,7 @@ pub mod format;
 pub mod infill;
 mod input;
 pub mod status;
+pub mod systemone;
 pub mod tokenize;
 
 pub use common::{Priority, Timing, Usage};

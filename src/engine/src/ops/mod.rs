@@ -4,7 +4,7 @@
 //! Every transport, the client's evaluation and the tests ask the same way:
 //!
 //! 1. [`Operations::new`] prepares a loaded model, once; [`Prepared`] keeps it while the model stays.
-//! 2. An operation ([`Infill`], [`Classify`], [`Complete`], [`Converse`]) is planned: [`Planned::request`] goes to
+//! 2. An operation ([`Infill`], [`Classify`], [`Decide`], [`Complete`], [`Converse`]) is planned: [`Planned::request`] goes to
 //!    [`EngineHandle::submit`](crate::EngineHandle::submit).
 //! 3. [`Planned::reader`] makes the typed result of what was [`Collected`](crate::collect::Collected).
 //!
@@ -12,6 +12,7 @@
 //! |---|---|---|
 //! | [`infill`] | fill the blanks of a text | the text, and each blank |
 //! | [`classify`] | which label's words fit into a blank | label, probabilities |
+//! | [`decide`] | several questions about one text | a verdict each |
 //! | [`complete`] | go on from a text | the answers |
 //! | [`chat`] | answer a conversation | the answers, calls of tools |
 //! | [`tokenize`] | nothing: no request | ids, positions, pieces |
@@ -22,6 +23,7 @@ mod budget;
 pub mod chat;
 pub mod classify;
 pub mod complete;
+pub mod decide;
 pub mod infill;
 mod sampling;
 pub mod tokenize;
@@ -38,6 +40,7 @@ use glm::prompt::{Layout, Prompt};
 pub use chat::{Converse, Conversed};
 pub use classify::{Classified, Classify};
 pub use complete::{Complete, Completed};
+pub use decide::{Choose, Decide, Decided};
 pub use infill::{Infill, Infilled};
 pub use sampling::Sampling;
 pub use tokens::TextToken;

@@ -37,6 +37,16 @@ impl Pattern {
         Self::parse(pattern, true)
     }
 
+    /// A question of a client behind the text; its masks are blanks, all else is text.
+    #[must_use]
+    pub fn behind(question: &str) -> Self {
+        Self {
+            before: String::new(),
+            after: question.trim_end().to_owned(),
+            trusted: false,
+        }
+    }
+
     fn parse(pattern: &str, trusted: bool) -> Result<Self> {
         match pattern.split(PLACE).collect::<Vec<_>>()[..] {
             [before, after] => Ok(Self {

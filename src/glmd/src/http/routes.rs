@@ -39,6 +39,7 @@ pub(super) fn find(method: &Method, path: &str) -> Result<Route, Option<&'static
     let (wanted, route) = match path {
         "/v1/infill" => ("POST", Route::Ask(Op::Infill)),
         "/v1/classify" => ("POST", Route::Ask(Op::Classify)),
+        "/v1/systemone" => ("POST", Route::Ask(Op::SystemOne)),
         "/v1/completions" => ("POST", Route::Ask(Op::Completions)),
         "/v1/chat/completions" => ("POST", Route::Ask(Op::Chat)),
         "/v1/tokenize" => ("POST", Route::Ask(Op::Tokenize)),
@@ -331,6 +332,7 @@ mod tests {
         let routes = [
             ("POST", "/v1/infill"),
             ("POST", "/v1/classify"),
+            ("POST", "/v1/systemone"),
             ("POST", "/v1/completions"),
             ("POST", "/v1/chat/completions"),
             ("POST", "/v1/tokenize"),

@@ -8,7 +8,7 @@
 //! | module | what it does |
 //! |---|---|
 //! | [`op`] | names of the operations |
-//! | `infill`, `classify`, `completions`, `chat`, `tokenize` | one operation each |
+//! | `infill`, `classify`, `systemone`, `completions`, `chat`, `tokenize` | one operation each |
 //! | `shape` | from engine events to what clients read |
 //! | [`stream`] | an answer in pieces |
 //! | [`failure`] | errors as clients see them |
@@ -26,6 +26,7 @@ pub mod registry;
 mod shape;
 pub mod status;
 pub mod stream;
+mod systemone;
 mod tokenize;
 
 use std::sync::Arc;
@@ -320,6 +321,7 @@ fn prepare(
     let job = match op {
         Op::Infill => Job::Ask(infill::prepare(body, model, client)?),
         Op::Classify => Job::Ask(classify::prepare(body, model, client)?),
+        Op::SystemOne => Job::Ask(systemone::prepare(body, model, client)?),
         Op::Completions => Job::Ask(completions::prepare(body, model, client)?),
         Op::Chat => Job::Ask(chat::prepare(body, model, client)?),
         Op::Tokenize => Job::Done(tokenize::tokenize(body, model)?),

@@ -7,6 +7,8 @@ pub enum Op {
     Infill,
     /// Choose among labels.
     Classify,
+    /// Answer typed questions.
+    SystemOne,
     /// Continue a text.
     Completions,
     /// Answer a conversation.
@@ -24,6 +26,7 @@ impl Op {
         match self {
             Self::Infill => "infill",
             Self::Classify => "classify",
+            Self::SystemOne => "systemone",
             Self::Completions => "completions",
             Self::Chat => "chat",
             Self::Tokenize => "tokenize",

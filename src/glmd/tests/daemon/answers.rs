@@ -68,6 +68,44 @@ mod tests {
     }
 
     #[test]
+    fn typed_questions_get_typed_answers() {
+        let rig = Rig::usual();
+        let body = json!({
+            "model": "jev-latest",
+            "state": {"lamp": "on", "note": "[MASK]"},
+            "questions": {
+                "room": {"type": "choice", "criteria": {"kitchen": null, "garage": "where the car is"}},
+                "light": {"type": "score", "instructions": "The room is", "criteria": ["off", "garden", "lamp"]},
+            },
+        });
+        let answer = rig.post("/v1/systemone", &body.to_string()).json();
+        let answers = &answer["answers"];
+        let room = &answers["room"];
+        assert!(
+            room["probabilities"][room["choice"].as_str().expect("a choice")].as_f64() >= Some(0.5)
+        );
+        let light = answers["light"]["probabilities"]
+            .as_object()
+            .expect("levels");
+        let expected: f64 = (light.iter())
+            .filter_map(|(level, p)| Some(level.parse::<f64>().ok()? * p.as_f64()?))
+            .sum();
+        let score = answers["light"]["score"].as_f64().expect("a score");
+        assert!((score - expected).abs() < 1e-9, "{answer}");
+        assert!(answer["usage"]["input_tokens"].as_u64() > Some(0));
+        assert_eq!(answer["usage"]["output_tokens"], 0);
+        assert_ne!(
+            answer["model"], "jev-latest",
+            "the model that answers is named"
+        );
+        // One by one they get the same answers.
+        let mut one = body.clone();
+        one["questions"] = json!({"room": body["questions"]["room"]});
+        let one = rig.post("/v1/systemone", &one.to_string()).json();
+        assert_eq!(one["answers"]["room"], *room);
+    }
+
+    #[test]
     fn mistakes_of_meaning_name_their_field() {
         let rig = Rig::usual();
         let cases = [
@@ -85,6 +123,21 @@ mod tests {
             ),
             ("/v1/infill", r#"{"text":"nothing to fill"}"#, "text"),
             ("/v1/detokenize", r#"{"ids":[9999]}"#, "ids"),
+            (
+                "/v1/systemone",
+                r#"{"state":"a","questions":{}}"#,
+                "questions",
+            ),
+            (
+                "/v1/systemone",
+                r#"{"state":"a","questions":{"q":{"type":"choice","criteria":{"only":null}}}}"#,
+                "questions",
+            ),
+            (
+                "/v1/systemone",
+                r#"{"state":"a","questions":{"q":{"type":"choice","instructions":"[MASK]?","criteria":{"off":null,"lamp":null}}}}"#,
+                "questions",
+            ),
         ];
         for (path, body, field) in cases {
             let response = rig.post(path, body);
