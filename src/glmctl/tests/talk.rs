@@ -272,6 +272,39 @@ fn an_overloaded_daemon_is_asked_again_for_each_line() {
     assert_eq!(stdout(&output), "done\n", "{}", stderr(&output));
 }
 
+#[test]
+fn a_model_that_is_being_loaded_is_waited_for() {
+    let looks = AtomicUsize::new(0);
+    let folder = daemon(move |mut stream| {
+        let asked = read_request(&mut stream);
+        let loading = looks.load(Ordering::SeqCst) < 2;
+        let phase = if loading { "loading" } else { "unloaded" };
+        let error = json!({"error": {
+            "code": "model_not_loaded", "type": "unavailable", "message": "no model", "retry_after_ms": 1
+        }});
+        let answer = match asked.head.starts_with("GET /v1/status ") {
+            true => {
+                looks.fetch_add(1, Ordering::SeqCst);
+                let status = glm_wire::status::Status {
+                    phase: phase.into(),
+                    ..Default::default()
+                };
+                reply("200 OK", &serde_json::to_value(status).expect("plain data"))
+            }
+            false if loading || asked.body["text"] == "never [MASK]" => {
+                reply("503 Service Unavailable", &error)
+            }
+            false => reply("200 OK", &infilled("done")),
+        };
+        stream.get_mut().write_all(&answer).expect("a client");
+    });
+    let output = run(&folder, &["infill", "a [MASK]"], "");
+    assert_eq!(stdout(&output), "done\n", "{}", stderr(&output));
+    // One that nobody loads is not.
+    let output = run(&folder, &["infill", "never [MASK]"], "");
+    assert_eq!(output.status.code(), Some(75), "{}", stderr(&output));
+}
+
 const STREAM: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n";
 
 fn chunk(text: &str) -> Vec<u8> {

@@ -8,8 +8,9 @@ pub mod sse;
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use glm_wire::status::Status;
 use glm_wire::{ErrorBody, ErrorDetail, MAX_BODY_BYTES};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
@@ -18,12 +19,16 @@ use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::failure::{Failure, Result};
 
 /// A daemon accepts at once or is stuck.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// A model that is being loaded is waited for at most so long: a large one from a slow card.
+const LOADING_LIMIT: Duration = Duration::from_secs(120);
+/// Time between two looks whether it is loaded.
+const LOADING_LOOK: Duration = Duration::from_millis(250);
 /// Largest whole answer that is read: `n` long answers with their log-probabilities.
 const MAX_ANSWER_BYTES: usize = 64 << 20;
 
@@ -63,19 +68,41 @@ impl Client {
         path: &str,
         request: &Q,
     ) -> Result<T> {
-        let response = self.send(Method::POST, path, encode(request)?).await?;
+        let response = self.post(path, encode(request)?).await?;
         self.whole(response).await
     }
 
     /// `POST path` with a request, for an answer in events.
     pub async fn stream<Q: Serialize + Sync>(&self, path: &str, request: &Q) -> Result<Events> {
-        let response = self.send(Method::POST, path, encode(request)?).await?;
+        let response = self.post(path, encode(request)?).await?;
         Ok(Events {
             socket: self.socket.clone(),
             body: response.into_body(),
             decoder: sse::Decoder::default(),
             ready: VecDeque::new(),
         })
+    }
+
+    /// Asks, and asks again while the model is being loaded: the first question may have started glmd.
+    async fn post(&self, path: &str, body: Bytes) -> Result<Response<Incoming>> {
+        let start = Instant::now();
+        loop {
+            match self.send(Method::POST, path, body.clone()).await {
+                Err(Failure::Refused(detail))
+                    if detail.code == "model_not_loaded"
+                        && start.elapsed() < LOADING_LIMIT
+                        && self.is_loading().await =>
+                {
+                    sleep(LOADING_LOOK).await;
+                }
+                done => return done,
+            }
+        }
+    }
+
+    async fn is_loading(&self) -> bool {
+        let status = self.get::<Status>("/v1/status").await;
+        status.is_ok_and(|status| status.phase == "loading")
     }
 
     /// Sends a request and returns the head of a successful answer.
