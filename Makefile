@@ -22,7 +22,7 @@ MODEL ?= models/glm-mini
 PYTHON_ENV := target/python
 PYTHON_STAMP = $(PYTHON_ENV)/$(shell cat tests/python/requirements*.txt | sha256sum | cut -c1-16)
 
-.PHONY: help run test test-providers bench faults sanitize test-cross cargo-deb package-build deb test-deb bundle lint check-units clean onnxruntime tokenizers mosquitto train train-env train-data train-smoke python-env python-tests
+.PHONY: help run test test-providers bench faults small-box sanitize test-cross cargo-deb package-build deb test-deb bundle lint check-units clean onnxruntime tokenizers mosquitto train train-env train-data train-smoke python-env python-tests
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | column -t -s:
@@ -146,6 +146,22 @@ faults: onnxruntime mosquitto ## The engine beside a hog under a hard memory lim
 	  ORT_DYLIB_PATH=$(ORT_LIB) GLMD_MODEL__BACKEND=ort-paged tests/small_box.sh target/debug $(MODEL) 128; \
 	fi; \
 	GLMD_MODEL__BACKEND=tract-paged tests/small_box.sh target/debug $(MODEL) 128
+
+# Random weights in the shape of a released model: speed and memory depend on nothing else.
+EDGE := target/glm-edge-1.5b-int4
+
+$(EDGE)/glm.json:
+	GLMD_BENCH_LAYERS=28 GLMD_BENCH_ROWS=59264 GLMD_BENCH_OUT=$(abspath $(EDGE)) \
+	  $(CARGO) bench --locked --workspace --bench export
+
+small-box: onnxruntime $(EDGE)/glm.json ## Start-up, memory and speed on one processor: the bundled model in 128 MiB, GLM-Edge-1.5B in 2 GiB
+	$(CARGO) build --locked --release --workspace --bin glmd --bin glmctl
+	@if test -f $(ORT_LIB); then \
+	  export ORT_DYLIB_PATH=$(ORT_LIB) GLMD_MODEL__BACKEND=ort-paged; \
+	  tests/small_box.sh target/release $(MODEL) 128; tests/small_box.sh target/release $(EDGE) 2048; \
+	fi
+	GLMD_MODEL__BACKEND=tract-paged tests/small_box.sh target/release $(MODEL) 128
+	GLMD_MODEL__BACKEND=tract-paged tests/small_box.sh target/release $(EDGE) 2048
 
 # CROSS=kernels leaves out what takes longer than a few minutes.
 test-cross: ## Under emulation: kernels on four ARM cores, glmd and glmctl with the bundled model

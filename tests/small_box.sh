@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # glmd in a control group with a hard memory limit and on one processor: does it
-# still answer, and what does it take?
+# still answer, and what does it take? The files of the model are read anew, so
+# that what the page cache holds of them is the group's.
 #
 #   tests/small_box.sh BIN MODEL MIB
 #
@@ -52,6 +53,11 @@ if [[ -z $group ]] || ! echo $((mib << 20)) >"$group/$limit"; then
 fi
 if [[ -e $group/memory.swap.max ]]; then echo 0 >"$group/memory.swap.max"; fi
 
+# A file that somebody else maps stays where it is.
+for file in "$model"/*; do
+    if [[ -f $file ]]; then dd if="$file" iflag=nocache count=0 status=none; fi
+done
+
 ask=("$bin/glmctl" --socket "$folder/glmd.sock" --output json)
 processor=$(taskset -cp $$ | sed 's/.*: \([0-9]*\).*/\1/')
 started=$(date +%s%N)
@@ -77,8 +83,13 @@ field() { grep -o "\"$1\": *[0-9.]*" | head -n 1 | grep -o '[0-9.]*$'; }
 tokens=0 ms=0
 prompts=("Failed to [MASK] to the server." "Enter the IP [MASK] of your bridge." "Please [MASK] the lights in the garage."
     "The device is [MASK] and cannot be reached." "Open the [MASK] to change the settings.")
+operation=(infill)
+if ! "${ask[@]}" status | tr -d ' \n' | grep -q '"operations":[^]]*"infill"'; then
+    operation=(generate --max-tokens 16)
+    prompts=("${prompts[@]//\[MASK\]/}")
+fi
 for prompt in "${prompts[@]}"; do
-    answer=$("${ask[@]}" infill "$prompt")
+    answer=$("${ask[@]}" "${operation[@]}" "$prompt")
     tokens=$((tokens + $(field completion_tokens <<<"$answer")))
     took=$(field total_ms <<<"$answer")
     ms=$((ms + ${took%.*}))

@@ -4,16 +4,18 @@
 //! the memory that an export may take: the largest tensor as f32 twice, and
 //! 200 MiB. Ends with an error when the peak is above that. Layers come from
 //! `GLMD_BENCH_LAYERS`; with 28 and `GLMD_BENCH_ROWS` = 59264 it is GLM-Edge-1.5B.
+//! `GLMD_BENCH_OUT` names a new folder where the model is kept, with layers of
+//! 4 bits: `make small-box` serves it.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write as _};
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
 use glm_onnx::export::{Options, export};
-use glm_onnx::graph::{Block, Precision, Quantisation, Scheme};
+use glm_onnx::graph::{Block, Precision, Quantisation, Scheme, Table};
 use serde_json::{Map, Value, json};
 
 const HIDDEN: usize = 2048;
@@ -124,23 +126,31 @@ fn main() -> ExitCode {
     let largest = tensors.iter().map(|(_, shape)| elements(shape)).max();
     let allowed = 2 * 4 * largest.unwrap_or_default() + SPARE;
 
+    let kept = std::env::var_os("GLMD_BENCH_OUT").map(PathBuf::from);
     let scratch = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
     write_checkpoint(scratch.path(), &tensors, &config);
     write_tokenizer(scratch.path(), first);
-    let int8 = Precision::Quantised(Quantisation {
-        scheme: Scheme::Int8,
-        block: Block::Of(32),
-    });
+    let blocks = |scheme| {
+        let block = Block::Of(32);
+        Precision::Quantised(Quantisation { scheme, block })
+    };
     let options = Options {
-        layers: int8,
-        head: int8,
+        layers: blocks(match kept {
+            Some(_) => Scheme::Int4,
+            None => Scheme::Int8,
+        }),
+        head: blocks(Scheme::Int8),
+        embedding: match kept {
+            Some(_) => Table::Half,
+            None => Table::Full,
+        },
         threads: 2,
         ..Options::default()
     };
     let mib = |bytes: u64| bytes >> 20;
     let before = peak().unwrap_or_default();
     let start = Instant::now();
-    let out = scratch.path().join("out");
+    let out = kept.unwrap_or_else(|| scratch.path().join("out"));
     if let Err(error) = export(scratch.path(), &out, &options, &|_| {
         ControlFlow::Continue(())
     }) {
