@@ -190,7 +190,8 @@ pub fn all(runs: Option<usize>, model: Option<String>) -> usize {
         return tell(&checks);
     };
     let times = Times {
-        calm: 6_000,
+        // Until the caches of keys and values are full: what grows by itself is not "the memory before".
+        calm: 12_000,
         hold: 8_000,
         after: RECOVERY + 4_000,
     };
