@@ -22,7 +22,7 @@ MODEL ?= models/glm-mini
 PYTHON_ENV := target/python
 PYTHON_STAMP = $(PYTHON_ENV)/$(shell cat tests/python/requirements*.txt | sha256sum | cut -c1-16)
 
-.PHONY: help run test test-providers bench faults small-box sanitize test-cross cargo-deb package-build deb test-deb bundle lint check-units clean onnxruntime tokenizers mosquitto train train-env train-data train-smoke python-env python-tests
+.PHONY: help run test test-providers bench faults small-box sanitize test-cross test-home-assistant cargo-deb package-build deb test-deb bundle lint check-units clean onnxruntime tokenizers mosquitto train train-env train-data train-smoke python-env python-tests
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | column -t -s:
@@ -113,6 +113,10 @@ test: onnxruntime tokenizers python-env mosquitto ## Every fast test
 	@if test -f $(ORT_LIB); then export ORT_DYLIB_PATH=$(ORT_LIB); fi; \
 	$(CARGO) test --locked --workspace
 	$(MAKE) --no-print-directory python-tests
+
+test-home-assistant: onnxruntime mosquitto ## Let Home Assistant find glmd over MQTT, ask it and press its buttons (in a Debian of its own, 1.5 GB)
+	@if test -f $(ORT_LIB); then export ORT_DYLIB_PATH=$(ORT_LIB); fi; \
+	$(CARGO) test --locked --workspace --test mqtt --no-run && tests/home_assistant/run target/debug/glmd $(MODEL)
 
 bench: onnxruntime mosquitto ## What kernels, scheduler, export and daemon cost, what clients feel, and whether memory stays flat
 	$(CARGO) bench --locked --workspace --bench kernels

@@ -27,9 +27,10 @@ use crate::activation;
 use crate::config::{self, Config, Loaded, Sources, load};
 use crate::error::Error;
 use crate::events;
-use crate::http::{Operations, ReloadDone, Server, Token, UnixSocket};
+use crate::http::{Server, Token, UnixSocket};
 use crate::logging::LogLevel;
-use crate::mqtt::{self, Session};
+use crate::mqtt::{self, Served, Session};
+use crate::operations::{Operations, ReloadDone};
 use crate::service::{Service, failure};
 use crate::systemd;
 
@@ -77,7 +78,7 @@ pub struct Daemon {
     shared: Arc<Shared>,
     unix: UnixSocket,
     tcp: Option<TcpListener>,
-    mqtt: Option<Session<Service>>,
+    mqtt: Option<Session<Served>>,
     operations: mpsc::Receiver<ReloadDone>,
     first_load: oneshot::Receiver<glm_engine::Result<String>>,
     engine: JoinHandle<()>,
@@ -134,11 +135,14 @@ impl Daemon {
         let engine = engine.governed_by(control).reporting(Box::new(done));
         let engine = engine.spawn()?;
         let service = Service::new(handle, config.engine.step_tokens);
-        let (operations, requests) = Operations::new();
-        let server = Server::new(service.clone(), &config.http, token, operations);
+        let (operations, requests) = Operations::new(service.engine().clone());
+        let server = Server::new(service.clone(), &config.http, token, operations.clone());
         let drain = Duration::from_secs(config.shutdown.drain_s);
         let mqtt = match config.mqtt.plan(&state_folder(), drain)? {
-            Some(plan) => Some(mqtt::prepare(plan, service.clone())?),
+            Some(plan) => Some(mqtt::prepare(
+                plan,
+                Served::new(service.clone(), operations),
+            )?),
             None => None,
         };
         Ok(Self {

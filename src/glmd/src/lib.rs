@@ -6,6 +6,7 @@
 //! | [`config`] | what an operator can set, and where it was set |
 //! | [`daemon`] | start, signals, reload, drain |
 //! | [`service`] | operations: bytes of a request to bytes of its answer, whatever the transport |
+//! | [`operations`] | what is asked of the daemon rather than of the model |
 //! | [`http`] | HTTP on the Unix socket and on TCP |
 //! | [`mqtt`] | prompts over MQTT |
 //! | [`metrics`] | figures for Prometheus |
@@ -25,6 +26,7 @@ pub mod http;
 pub mod logging;
 pub mod metrics;
 pub mod mqtt;
+pub mod operations;
 pub mod process;
 pub mod service;
 pub mod systemd;

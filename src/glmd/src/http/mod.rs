@@ -25,17 +25,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use glm_wire::error::ErrorDetail;
-use glm_wire::status::Reloaded;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Request, server::conn::http1};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use crate::config::Http;
 use crate::events;
-use crate::service::{Service, failure};
+use crate::operations::Operations;
+use crate::service::Service;
 use body::Bounds;
 use io::{Guarded, Socket, TokioTimer};
 use peer::Quotas;
@@ -79,29 +79,6 @@ impl Refusal {
 impl From<ErrorDetail> for Refusal {
     fn from(detail: ErrorDetail) -> Self {
         Self::with_status(detail.kind.http_status(), detail)
-    }
-}
-
-/// Answers a reload: `Err` tells why nothing was changed.
-pub type ReloadDone = oneshot::Sender<Result<Reloaded, ErrorDetail>>;
-
-/// What clients may ask of the daemon rather than of the model.
-#[derive(Clone, Debug)]
-pub struct Operations(mpsc::Sender<ReloadDone>);
-
-impl Operations {
-    /// Requests go to the receiver; a second reload waits for the first.
-    #[must_use]
-    pub fn new() -> (Self, mpsc::Receiver<ReloadDone>) {
-        let (sender, receiver) = mpsc::channel(1);
-        (Self(sender), receiver)
-    }
-
-    async fn reload(&self) -> Result<Reloaded, Refusal> {
-        let gone = || Refusal::from(failure::detail(&glm_engine::Error::ShuttingDown));
-        let (done, outcome) = oneshot::channel();
-        self.0.send(done).await.map_err(|_| gone())?;
-        outcome.await.map_err(|_| gone())?.map_err(Refusal::from)
     }
 }
 

@@ -210,22 +210,9 @@ impl Server {
 
     async fn unload(&self, peer: &Peer) -> Result<Response<Body>, Refusal> {
         operator_only(peer)?;
-        let (done, outcome) = tokio::sync::oneshot::channel();
-        self.service.engine().unload(Box::new(move |result| {
-            // Whoever asked may be gone.
-            let _ = done.send(result);
-        }));
-        match outcome.await {
-            Ok(Ok(())) => Ok(state("unloaded")),
-            Ok(Err(error)) => Err(crate::service::failure::detail(&error).into()),
-            Err(_) => Err(shutting_down()),
-        }
+        self.operations.unload().await?;
+        Ok(state("unloaded"))
     }
-}
-
-/// The engine ended before it answered.
-fn shutting_down() -> Refusal {
-    crate::service::failure::detail(&glm_engine::Error::ShuttingDown).into()
 }
 
 fn operator_only(peer: &Peer) -> Result<(), Refusal> {

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::desk::{JOB_BYTES, Limits};
+use super::discovery::Discovery;
 use super::link::settings::{Address, BadAddress, Protocol, Settings, TlsFiles};
 use super::presence::Presence;
 use super::session::Options;
@@ -66,6 +67,8 @@ pub struct Mqtt {
     pub pool: Option<String>,
     /// Name of the group that shares it.
     pub pool_group: String,
+    /// Whether whoever may publish on `<base>/<node>/admin/#` may reload and unload the model.
+    pub admin: bool,
     /// Seconds between two `stats`.
     pub stats_s: u64,
     /// Milliseconds for which pieces of a streamed answer are gathered.
@@ -118,6 +121,7 @@ impl Default for Mqtt {
             response_topics: vec!["{base}/{node}/response/#".into(), "{base}/clients/#".into()],
             pool: None,
             pool_group: "glmd".into(),
+            admin: false,
             stats_s: 30,
             chunk_ms: 200,
             patience_s: 300,
@@ -231,9 +235,10 @@ impl Mqtt {
             .pool
             .as_deref()
             .map(|pool| (self.pool_group.as_str(), pool));
-        let topics = Topics::new(&self.base, &node, pool);
-        let discovery = Some(self.discovery_prefix.clone()).filter(|p| !p.is_empty());
-        let presence = Presence::new(topics, &node, discovery);
+        let topics = Topics::new(&self.base, &node, pool).with_admin(self.admin);
+        let prefix = Some(&self.discovery_prefix).filter(|prefix| !prefix.is_empty());
+        let discovery = prefix.map(|prefix| Discovery::new(prefix, &node));
+        let presence = Presence::new(topics, discovery);
         let settings = Settings {
             protocol: match self.protocol {
                 Version::V5 => Protocol::V5,

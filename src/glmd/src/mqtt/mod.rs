@@ -18,15 +18,16 @@
 //! | [`desk`], [`acks`], [`outbox`], [`backoff`] | pure: requests, acknowledgements, messages, waits |
 //! | [`journal`], [`clerk`] | answers on the disk, and the thread that puts them there |
 //! | [`request`], [`topics`], [`envelope`], [`message`] | what is said |
-//! | [`presence`] | state, last will, Home Assistant |
+//! | [`presence`], [`discovery`] | state and last will; what Home Assistant finds |
 //! | [`events`] | what the operator is told |
-//! | `serve` | the daemon's service as what answers |
+//! | `serve` | the daemon as what answers |
 
 pub mod acks;
 pub mod backoff;
 pub mod clerk;
 pub mod config;
 pub mod desk;
+pub mod discovery;
 pub mod envelope;
 pub mod events;
 pub mod journal;
@@ -40,6 +41,7 @@ pub mod session;
 pub mod topics;
 
 pub use config::{BadConfig, Mqtt, Plan};
+pub use serve::Served;
 pub use session::{Answering, Ask, Fatal, Options, Session};
 
 use clerk::Clerk;

@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::journal::Key;
 use super::topics::{Asked, Topics, matches};
+use crate::operations::Operation;
 use crate::service::Op;
 
 /// Longest response topic that is answered to; the protocol would allow 64 KiB.
@@ -56,6 +57,8 @@ pub enum Work {
         /// Fields of the body.
         fields: Map<String, Value>,
     },
+    /// Something to be done to the daemon.
+    Operate(Operation),
     /// To end the request of the same client with this correlation data or transaction.
     Cancel(Key),
 }
@@ -157,6 +160,13 @@ pub fn read(message: &Incoming, topics: &Topics, allowed: &[String]) -> Read {
     let key = digest(&[&name, message.topic.as_bytes(), &message.payload]);
     let work = match asked {
         Asked::Op(op) => Work::Ask { op, fields },
+        Asked::Operate(operation) => match fields.keys().next() {
+            None => Work::Operate(operation),
+            Some(field) => {
+                let message = format!("unknown field `{field}`; `{}` takes none", operation.name());
+                return Read::Refused(reply, Box::new(bad(field, message)));
+            }
+        },
         Asked::Cancel => match cancelled(&fields, &reply) {
             Ok(target) => Work::Cancel(target),
             Err(detail) => return Read::Refused(reply, Box::new(detail)),

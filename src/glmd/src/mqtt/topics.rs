@@ -1,5 +1,6 @@
 //! Names of topics. Pure.
 
+use crate::operations::Operation;
 use crate::service::Op;
 
 /// What a request topic asks for.
@@ -9,6 +10,8 @@ pub enum Asked {
     Op(Op),
     /// To end another request.
     Cancel,
+    /// To operate the daemon.
+    Operate(Operation),
 }
 
 /// Operations by the last level of their topic.
@@ -27,6 +30,8 @@ pub struct Topics {
     root: String,
     /// `glmd/pool/<pool>` and the group that shares it.
     pool: Option<(String, String)>,
+    /// Whether the daemon is operated over MQTT.
+    admin: bool,
 }
 
 impl Topics {
@@ -36,7 +41,20 @@ impl Topics {
         Self {
             root: format!("{base}/{node}"),
             pool: pool.map(|(group, pool)| (group.to_owned(), format!("{base}/pool/{pool}"))),
+            admin: false,
         }
+    }
+
+    /// With topics to operate the daemon, or without.
+    #[must_use]
+    pub fn with_admin(self, admin: bool) -> Self {
+        Self { admin, ..self }
+    }
+
+    /// What the daemon does to itself for whoever may publish on its topics.
+    #[must_use]
+    pub fn operations(&self) -> &'static [Operation] {
+        if self.admin { &Operation::ALL } else { &[] }
     }
 
     /// `online` or `offline`.
@@ -72,7 +90,12 @@ impl Topics {
     /// Where `asked` is asked for.
     #[must_use]
     pub fn request(&self, asked: Asked) -> String {
-        format!("{}/request/{}", self.root, Self::word(asked))
+        // Apart from the others, so that an access list of the broker can tell them apart.
+        let kind = match asked {
+            Asked::Operate(_) => "admin",
+            Asked::Op(_) | Asked::Cancel => "request",
+        };
+        format!("{}/{kind}/{}", self.root, Self::word(asked))
     }
 
     /// Filters to subscribe to: one for each operation, since a wildcard would also bring what later versions add.
@@ -88,12 +111,20 @@ impl Topics {
                 .filter(|(_, asked)| *asked != Asked::Cancel)
                 .map(move |(word, _)| format!("$share/{group}/{pool}/request/{word}"))
         });
-        own.chain(shared).collect()
+        let admin = (self.operations().iter()).map(|o| self.request(Asked::Operate(*o)));
+        own.chain(shared).chain(admin).collect()
     }
 
     /// What a message on `topic` asks for.
     #[must_use]
     pub fn asked(&self, topic: &str) -> Option<Asked> {
+        if let Some(word) = topic
+            .strip_prefix(&self.root)
+            .and_then(|rest| rest.strip_prefix("/admin/"))
+        {
+            let found = self.operations().iter().find(|o| o.name() == word);
+            return found.map(|o| Asked::Operate(*o));
+        }
         let roots = std::iter::once(&self.root).chain(self.pool.iter().map(|(_, pool)| pool));
         let word = roots
             .filter_map(|root| topic.strip_prefix(root.as_str())?.strip_prefix("/request/"))
@@ -105,6 +136,9 @@ impl Topics {
     }
 
     fn word(asked: Asked) -> &'static str {
+        if let Asked::Operate(operation) = asked {
+            return operation.name();
+        }
         OPERATIONS
             .iter()
             .find(|(_, a)| *a == asked)
@@ -161,6 +195,21 @@ mod tests {
         assert_eq!(topics.asked("glmd/n1/request/cancel"), Some(Asked::Cancel));
         assert_eq!(topics.asked("glmd/n2/request/infill"), None);
         assert_eq!(topics.asked("glmd/n1/request/infill/x"), None);
+    }
+
+    #[test]
+    fn nobody_operates_a_daemon_that_does_not_allow_it() {
+        let topic = "glmd/n1/admin/reload";
+        let closed = Topics::new("glmd", "n1", None);
+        assert_eq!(closed.asked(topic), None);
+        assert!(!closed.filters().iter().any(|f| f.contains("admin")));
+        let open = closed.with_admin(true);
+        let reload = Asked::Operate(Operation::Reload);
+        assert_eq!(open.asked(topic), Some(reload));
+        assert_eq!(open.request(reload), topic);
+        assert!(open.filters().contains(&topic.to_owned()));
+        assert_eq!(open.asked("glmd/n1/admin/infill"), None);
+        assert_eq!(open.asked("glmd/n1/request/reload"), None);
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod node;
 use std::time::Duration;
 
 use broker::{Accept, Broker, Packet, Publish};
+use glmd::operations::Operation;
 use node::{Echo, Node};
 use serde_json::json;
 use tempfile::TempDir;
@@ -293,6 +294,56 @@ async fn cancel_ends_the_computation_and_answers_both() {
         "{bodies:?}"
     );
     assert_eq!(echo.cancelled(), ["forever"]);
+}
+
+#[tokio::test]
+async fn a_daemon_that_allows_it_is_operated() {
+    let (broker, folder, echo) = (Broker::start().await, folder(), Echo::default());
+    let _node = Node::start(broker.address(), folder.path(), echo.clone(), |c| {
+        c.admin = true
+    });
+    let mut line = broker.serve(Accept::default()).await;
+    let press = |id, payload: &str| Publish {
+        topic: "glmd/n1/admin/reload".to_owned(),
+        payload: payload.as_bytes().to_vec(),
+        ..asking(id, "")
+    };
+    line.publish(&press(1, "{}")).await;
+    let answer = line.answer().await;
+    assert_eq!(answer.json()["data"]["status"], "reload");
+    line.acknowledge(answer.id).await;
+    line.acknowledged(1).await;
+    line.publish(&press(2, r#"{"model": "other"}"#)).await;
+    let answer = line.answer().await;
+    assert_eq!(answer.json()["error"]["param"], "model");
+    // A button that was pressed long ago is not pressed again.
+    line.acknowledge(answer.id).await;
+    line.publish(&Publish {
+        retain: true,
+        ..press(3, "{}")
+    })
+    .await;
+    line.acknowledged(2).await;
+    line.acknowledged(3).await;
+    assert_eq!(echo.operated(), [Operation::Reload]);
+}
+
+#[tokio::test]
+async fn a_daemon_that_does_not_allow_it_is_not_operated() {
+    let (broker, folder, echo) = (Broker::start().await, folder(), Echo::default());
+    let _node = Node::start(broker.address(), folder.path(), echo.clone(), |_| {});
+    let mut line = broker.accept().await;
+    line.accept(Accept::default()).await;
+    let filters = line.grant(1).await;
+    assert!(filters.iter().all(|f| !f.contains("admin")), "{filters:?}");
+    line.publish(&Publish {
+        topic: "glmd/n1/admin/unload".to_owned(),
+        payload: b"{}".to_vec(),
+        ..asking(1, "")
+    })
+    .await;
+    line.acknowledged(1).await;
+    assert_eq!(echo.operated(), []);
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use glm_wire::error::{ErrorDetail, ErrorKind};
 use glmd::mqtt::{self, Answering, Ask, Fatal, Mqtt};
+use glmd::operations::Operation;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -24,6 +25,7 @@ struct State {
     /// Refusals before the first answer.
     busy: AtomicUsize,
     cancelled: Mutex<Vec<String>>,
+    operated: Mutex<Vec<Operation>>,
 }
 
 impl Echo {
@@ -36,6 +38,11 @@ impl Echo {
     /// Times that an answer was begun.
     pub fn asked(&self) -> usize {
         self.0.asked.load(Ordering::SeqCst)
+    }
+
+    /// What was done to the daemon.
+    pub fn operated(&self) -> Vec<Operation> {
+        self.0.operated.lock().expect("no panic").clone()
     }
 
     /// Texts whose answer was dropped half-way.
@@ -94,12 +101,17 @@ impl Answering for Echo {
             .into_bytes())
     }
 
+    async fn operate(&self, operation: Operation) -> Result<Vec<u8>, ErrorDetail> {
+        self.0.operated.lock().expect("no panic").push(operation);
+        Ok(json!({"status": operation.name()}).to_string().into_bytes())
+    }
+
     fn info(&self) -> Value {
         json!({"version": "0.1.0", "model": {"id": "echo"}})
     }
 
     fn stats(&self) -> Value {
-        json!({"level": "green", "requests": {"queued": 0}})
+        json!({"level": "green", "phase": "ready", "requests": {"queued": 0}})
     }
 }
 

@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 
 use super::super::journal::Key;
 use super::now;
+use crate::operations::Operation;
 use crate::service::Op;
 
 /// Shortest and longest wait before an overloaded engine is asked again.
@@ -46,10 +47,16 @@ pub trait Answering: Clone + Send + Sync + 'static {
     /// The JSON document that answers. Dropping the future cancels the request.
     fn answer(&self, ask: Ask) -> impl Future<Output = Result<Vec<u8>, ErrorDetail>> + Send;
 
+    /// Does something to the daemon; the JSON document says what was done.
+    fn operate(
+        &self,
+        operation: Operation,
+    ) -> impl Future<Output = Result<Vec<u8>, ErrorDetail>> + Send;
+
     /// Version, model and limits: what `info` says.
     fn info(&self) -> Value;
 
-    /// Level, queue, speed: what `stats` says. Has a string `level`.
+    /// Level, queue, speed: what `stats` says. Has strings `level` and `phase`.
     fn stats(&self) -> Value;
 }
 

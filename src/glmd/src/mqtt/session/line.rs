@@ -70,7 +70,7 @@ impl<A: Answering> Session<A> {
             return;
         }
         line.subscribed = true;
-        self.announce();
+        self.announce(now);
     }
 
     pub(super) fn on_lost(&mut self, lost: &Lost, now: Instant) -> Result<(), Fatal> {

@@ -120,6 +120,7 @@ pub struct Session<A> {
     info: Value,
     stats_at: Instant,
     level: String,
+    phase: String,
     draining: bool,
 }
 
@@ -166,6 +167,7 @@ impl<A: Answering> Session<A> {
             info: Value::Null,
             stats_at: now,
             level: String::new(),
+            phase: String::new(),
             draining: false,
             settings,
             options,

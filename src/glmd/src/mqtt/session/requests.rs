@@ -39,7 +39,7 @@ impl<A: Answering> Session<A> {
     ) {
         if self.options.presence.is_dashboard_birth(message) {
             self.settle(delivery);
-            self.announce();
+            self.announce(now);
             return;
         }
         let presence = &self.options.presence;
@@ -140,8 +140,17 @@ impl<A: Answering> Session<A> {
     }
 
     pub(super) fn begin(&mut self, turn: Turn) {
-        let Work::Ask { op, mut fields } = turn.work else {
-            return;
+        let (op, mut fields) = match turn.work {
+            Work::Ask { op, fields } => (op, fields),
+            Work::Operate(operation) => {
+                let (answering, key) = (self.answering.clone(), turn.key);
+                let work = async move { (key, answering.operate(operation).await) };
+                let task = self.tasks.spawn(work);
+                self.running.insert(key, task);
+                return;
+            }
+            // Was answered when it came.
+            Work::Cancel(_) => return,
         };
         if let Some(left) = turn.left {
             let left = u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1);

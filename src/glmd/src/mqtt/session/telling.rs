@@ -8,12 +8,20 @@ use super::super::message::{Message, Qos};
 use super::super::outbox::Class;
 use super::{Answering, Session};
 
-/// How often the memory level is looked at, so that a change is told soon.
+/// How soon after an announcement `stats` follows: whoever learned of us by it needs a moment to subscribe.
+const STATS_AFTER: Duration = Duration::from_secs(3);
+/// How often level and phase are looked at, so that a change is told soon.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 impl<A: Answering> Session<A> {
     /// Publishes what subscribers should find: that we are here, what is loaded, what can be shown.
-    pub(super) fn announce(&mut self) {
+    pub(super) fn announce(&mut self, now: Instant) {
+        let soon = now + STATS_AFTER;
+        self.stats_at = if self.stats_at > now {
+            self.stats_at.min(soon)
+        } else {
+            soon
+        };
         let info = self.answering.info();
         self.info = info.clone();
         for message in self.options.presence.birth(&info) {
@@ -29,12 +37,13 @@ impl<A: Answering> Session<A> {
         self.look_at = now + LOOK_EVERY;
         if self.answering.info() != self.info {
             // The model was loaded, exchanged or unloaded.
-            self.announce();
+            self.announce(now);
         }
         let mut stats = self.answering.stats();
         let level = stats["level"].as_str().unwrap_or_default().to_owned();
-        let changed = level != self.level;
-        if changed && !self.level.is_empty() {
+        let phase = stats["phase"].as_str().unwrap_or_default().to_owned();
+        let changed = level != self.level || phase != self.phase;
+        if level != self.level && !self.level.is_empty() {
             let event = json!({"type": "level", "from": self.level, "to": level}).to_string();
             let topic = self.options.presence.topics().event();
             let mut message = Message::passing(topic, event);
@@ -53,5 +62,6 @@ impl<A: Answering> Session<A> {
                 .put(Class::State, Message::passing(topic, stats.to_string()));
         }
         self.level = level;
+        self.phase = phase;
     }
 }
