@@ -63,7 +63,13 @@ fn draw_head(frame: &mut Frame<'_>, area: Rect, history: &History) {
     let lines = vec![
         Line::from(vec![
             Span::styled(format!(" glmd {}  ", status.version), bold),
-            Span::raw(format!("{model}  up {}", duration(status.uptime_s))),
+            Span::raw(format!(
+                "{model}  up {}  answered {}  refused {}  failed {}",
+                duration(status.uptime_s),
+                status.requests.answered,
+                status.requests.refused,
+                status.requests.failed
+            )),
         ]),
         Line::from(vec![
             Span::raw(" "),
@@ -71,15 +77,12 @@ fn draw_head(frame: &mut Frame<'_>, area: Rect, history: &History) {
             Span::raw(format!(" {}", status.level_reason)),
         ]),
         Line::raw(format!(
-            " weights {}  KV {} of {}  reserved {}  anonymous {}  answered {}  refused {}  failed {}",
+            " weights {}  KV {} of {}  reserved {}  anonymous {}",
             bytes(m.weights),
             bytes(m.kv_used),
             bytes(m.kv_resident),
             bytes(m.reserved),
-            bytes(m.anonymous),
-            status.requests.answered,
-            status.requests.refused,
-            status.requests.failed
+            bytes(m.anonymous)
         )),
     ];
     frame.render_widget(Paragraph::new(lines), area);
