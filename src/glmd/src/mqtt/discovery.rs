@@ -1,5 +1,6 @@
 //! What Home Assistant finds of a node: a device with its entities (MQTT integration, "Device discovery payload"). Pure.
 
+use glm_engine::status::Phase;
 use serde_json::{Map, Value, json};
 
 use super::message::Message;
@@ -9,6 +10,16 @@ use crate::service::Op;
 
 /// Longest state of an entity, in characters (Home Assistant, `MAX_LENGTH_STATE_STATE`).
 const MAX_STATE: usize = 255;
+
+/// What `stats` says of the engine; Home Assistant refuses any other word.
+const PHASES: [&str; 6] = [
+    Phase::Loading.name(),
+    Phase::Ready.name(),
+    Phase::Unloaded.name(),
+    Phase::Idle.name(),
+    Phase::Draining.name(),
+    Phase::Stopped.name(),
+];
 
 /// A node as Home Assistant knows it.
 #[derive(Clone, Debug)]
@@ -115,7 +126,7 @@ fn figures(topics: &Topics, add: &mut impl FnMut(&str, Value)) {
         "phase",
         "Phase",
         "{{ value_json.phase }}",
-        json!({"device_class": "enum", "options": ["loading", "ready", "unloaded", "draining", "stopped"]}),
+        json!({"device_class": "enum", "options": PHASES}),
     );
     sensor(
         "queue",
