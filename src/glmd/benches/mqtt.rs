@@ -5,19 +5,19 @@
 //! sent. Requests are sent at a fixed rate whatever the answers do.
 #![allow(missing_docs, clippy::print_stdout)]
 
-#[path = "../tests/mqtt_faults/servers.rs"]
-#[allow(dead_code, reason = "only the broker is needed")]
-mod servers;
+#[path = "../tests/mqtt/mosquitto.rs"]
+#[allow(dead_code, reason = "it need not be restarted here")]
+mod mosquitto;
 #[path = "../tests/daemon/support/mod.rs"]
 mod support;
 
 use std::time::{Duration, Instant};
 
+use mosquitto::Mosquitto;
 use rumqttc::NetworkOptions;
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{Packet, PublishProperties};
 use rumqttc::v5::{AsyncClient, Event, EventLoop, MqttOptions};
-use servers::Mosquitto;
 use support::{Rig, post};
 use tokio::time::{Instant as TokioInstant, sleep_until, timeout};
 

@@ -3,11 +3,15 @@
 #![allow(clippy::tests_outside_test_module, reason = "the whole file is tests")]
 
 mod broker;
+#[allow(dead_code, reason = "the fault tests need more of it")]
+mod mosquitto;
 mod node;
+mod tls;
 
 use std::time::Duration;
 
 use broker::{Accept, Broker, Packet, Publish};
+use glmd::mqtt::Mqtt;
 use glmd::operations::Operation;
 use node::{Echo, Node};
 use serde_json::json;
@@ -104,6 +108,54 @@ async fn the_node_says_that_it_is_there_and_that_it_leaves() {
     }
     assert!(left);
     node.ended().await.expect("a good end");
+}
+
+#[tokio::test]
+async fn what_a_node_that_ends_has_not_answered_stays_with_the_broker() {
+    let (broker, folder, echo) = (Broker::start().await, folder(), Echo::default());
+    let requests = [asking(1, "slow"), asking(2, "late"), asking(3, "later")].map(|r| Publish {
+        response_topic: Some("glmd/clients/1".to_owned()),
+        ..r
+    });
+    let change = |c: &mut Mqtt| c.per_client = 2;
+    let node = Node::start(broker.address(), folder.path(), echo.clone(), change);
+    let mut line = broker.serve(Accept::default()).await;
+    // The first is begun, the engine refuses the second since it ends, and the third waits for its turn.
+    line.publish(&requests[0]).await;
+    while echo.asked() == 0 {
+        tokio::task::yield_now().await;
+    }
+    echo.end();
+    line.publish(&requests[1]).await;
+    line.publish(&requests[2]).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    node.stop();
+    let (mut answered, mut acknowledged) = (Vec::new(), Vec::new());
+    while let Some(packet) = line.next().await {
+        match packet {
+            Packet::Publish(publish) => {
+                if publish.qos > 0 {
+                    line.acknowledge(publish.id).await;
+                }
+                if publish.topic == "glmd/clients/1" {
+                    answered.push(publish.json()["data"]["text"].clone());
+                }
+            }
+            Packet::PubAck(id) => acknowledged.push(id),
+            Packet::Disconnect => break,
+            _ => {}
+        }
+    }
+    node.ended().await.expect("a good end");
+    assert_eq!((answered, acknowledged), (vec![json!("SLOW")], vec![1]));
+    let _node = Node::start(broker.address(), folder.path(), Echo::default(), change);
+    let mut line = broker.serve(RESUMED).await;
+    for (request, text) in requests[1..].iter().zip(["LATE", "LATER"]) {
+        line.publish(&again(request)).await;
+        let answer = line.answer().await;
+        assert_eq!(answer.json()["data"]["text"], text);
+        line.acknowledge(answer.id).await;
+    }
 }
 
 #[tokio::test]

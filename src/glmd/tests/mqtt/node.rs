@@ -2,13 +2,14 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use glm_wire::error::{ErrorDetail, ErrorKind};
 use glmd::mqtt::{self, Answering, Ask, Fatal, Mqtt};
 use glmd::operations::Operation;
+use glmd::service::failure;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -24,6 +25,7 @@ struct State {
     most: AtomicUsize,
     /// Refusals before the first answer.
     busy: AtomicUsize,
+    ending: AtomicBool,
     cancelled: Mutex<Vec<String>>,
     operated: Mutex<Vec<Operation>>,
 }
@@ -33,6 +35,11 @@ impl Echo {
         let echo = Self::default();
         echo.0.busy.store(times, Ordering::SeqCst);
         echo
+    }
+
+    /// From now on it takes nothing new, as an engine that ends.
+    pub fn end(&self) {
+        self.0.ending.store(true, Ordering::SeqCst);
     }
 
     /// Times that an answer was begun.
@@ -71,6 +78,9 @@ impl Answering for Echo {
             self.0.busy.fetch_sub(1, Ordering::SeqCst);
             let detail = ErrorDetail::new(ErrorKind::Overloaded, "overloaded", "full");
             return Err(detail.with_retry_after_ms(1));
+        }
+        if self.0.ending.load(Ordering::SeqCst) {
+            return Err(failure::detail(&glm_engine::Error::ShuttingDown));
         }
         let number = self.0.asked.fetch_add(1, Ordering::SeqCst);
         let running = self.0.running.fetch_add(1, Ordering::SeqCst) + 1;

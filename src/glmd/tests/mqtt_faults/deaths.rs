@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use super::Plan;
 use super::client::{Client, Setup, Tally, until_online};
 use super::link::Cut;
-use super::servers::{Glmd, Mosquitto};
+use super::mosquitto::Mosquitto;
+use super::servers::Glmd;
 
 /// Requests and answers of a node that the broker may not have acknowledged when a fault comes: its Receive Maximum
 /// as glmd announces it, and the publishes that glmd has under way.

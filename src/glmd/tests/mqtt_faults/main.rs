@@ -5,6 +5,7 @@
 //! | part | what it is |
 //! |---|---|
 //! | `deaths` | broker, link and daemon die again and again |
+//! | `ends` | the daemon is told to end, again and again |
 //! | `pool` | three nodes share a queue, one dies |
 //! | `nonsense` | messages that nobody should send |
 //! | `week` | a week of lost connections, in wound-up time |
@@ -18,7 +19,10 @@
 mod broker;
 mod client;
 mod deaths;
+mod ends;
 mod link;
+#[path = "../mqtt/mosquitto.rs"]
+mod mosquitto;
 #[allow(dead_code, reason = "this program needs less of it than its own tests")]
 #[path = "../mqtt/node.rs"]
 mod node;
@@ -30,7 +34,7 @@ mod week;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use servers::Mosquitto;
+use mosquitto::Mosquitto;
 
 /// How much to do.
 #[derive(Clone, Copy, Debug)]
@@ -89,6 +93,9 @@ fn main() -> ExitCode {
             .expect("a run-time");
         if wanted("deaths") {
             count(runtime.block_on(deaths::run(plan, &program)));
+        }
+        if wanted("ends") {
+            count(runtime.block_on(ends::run(plan, &program)));
         }
         if wanted("pool") {
             count(runtime.block_on(pool::run(plan.prompts, plan.clients, &program)));

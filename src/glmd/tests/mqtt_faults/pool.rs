@@ -9,7 +9,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::client::{Client, Setup, Tally, until_online};
-use super::servers::{Glmd, Mosquitto};
+use super::mosquitto::Mosquitto;
+use super::servers::Glmd;
 
 const NODES: [&str; 3] = ["n1", "n2", "n3"];
 /// The dead node's session lasts this long, and a client waits three times as long for an answer.

@@ -12,8 +12,10 @@
 //! | module | what it is for |
 //! |---|---|
 //! | `v5`, `v4` | MQTT 5 and 3.1.1 in the words of this module |
+//! | `failure` | why a connection ended, and what to do about it |
 //! | [`settings`] | where the broker is and what it is told |
 
+mod failure;
 pub mod settings;
 mod v4;
 mod v5;

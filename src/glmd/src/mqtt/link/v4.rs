@@ -1,11 +1,12 @@
 //! MQTT 3.1.1.
 
 use rumqttc::{
-    AsyncClient, ConnectReturnCode, ConnectionError, Event as Raw, EventLoop, LastWill,
-    MqttOptions, Outgoing, Packet, Publish, QoS, SubscribeFilter, SubscribeReasonCode,
+    AsyncClient, ConnectReturnCode, ConnectionError, Error as BadPacket, Event as Raw, EventLoop,
+    LastWill, MqttOptions, Outgoing, Packet, Publish, QoS, StateError, SubscribeFilter,
+    SubscribeReasonCode, TlsError,
 };
 
-use super::{Busy, Event, IN_FLIGHT, Lost, Meaning, Settings, Step, Steps, Terms};
+use super::{Busy, Event, IN_FLIGHT, Lost, Meaning, Settings, Step, Steps, Terms, failure};
 use crate::mqtt::message::{Message, Qos};
 use crate::mqtt::request::Incoming;
 
@@ -115,6 +116,12 @@ fn incoming(packet: Packet, limit: usize) -> Step {
 
 fn lost(error: &ConnectionError) -> Lost {
     let meaning = match error {
+        ConnectionError::Tls(TlsError::TLS(error)) => return failure::of_tls(error),
+        ConnectionError::Tls(TlsError::Io(error))
+        | ConnectionError::Io(error)
+        | ConnectionError::MqttState(
+            StateError::Io(error) | StateError::Deserialization(BadPacket::Io(error)),
+        ) => return failure::of_stream(error),
         ConnectionError::ConnectionRefused(ConnectReturnCode::ServiceUnavailable) => Meaning::Gone,
         ConnectionError::ConnectionRefused(_) | ConnectionError::Tls(_) => Meaning::Refused,
         // 3.1.1 has no word for a session that was taken over; the broker just hangs up.

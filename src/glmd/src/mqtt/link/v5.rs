@@ -1,16 +1,18 @@
 //! MQTT 5.
 
 use rumqttc::Outgoing;
-use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{
     ConnAck, ConnectProperties, ConnectReturnCode, DisconnectReasonCode, Filter, LastWill,
     LastWillProperties, Packet, PubAck, PubAckReason, Publish, PublishProperties,
     RetainForwardRule, SubscribeReasonCode,
 };
-use rumqttc::v5::{AsyncClient, ConnectionError, Event as Raw, EventLoop, MqttOptions, StateError};
+use rumqttc::v5::mqttbytes::{Error as BadPacket, QoS};
+use rumqttc::v5::{
+    AsyncClient, ConnectionError, Event as Raw, EventLoop, MqttOptions, StateError, TlsError,
+};
 
 use super::settings::network;
-use super::{Busy, Event, IN_FLIGHT, Lost, Meaning, Settings, Step, Steps, Terms};
+use super::{Busy, Event, IN_FLIGHT, Lost, Meaning, Settings, Step, Steps, Terms, failure};
 use crate::mqtt::message::{Message, Properties, Qos};
 use crate::mqtt::request::Incoming;
 
@@ -173,6 +175,12 @@ fn message(publish: Publish) -> Event {
 
 fn lost(error: &ConnectionError) -> Lost {
     let meaning = match error {
+        ConnectionError::Tls(TlsError::TLS(error)) => return failure::of_tls(error),
+        ConnectionError::Tls(TlsError::Io(error))
+        | ConnectionError::Io(error)
+        | ConnectionError::MqttState(
+            StateError::Io(error) | StateError::Deserialization(BadPacket::Io(error)),
+        ) => return failure::of_stream(error),
         ConnectionError::MqttState(StateError::ServerDisconnect { reason_code, .. }) => {
             match reason_code {
                 DisconnectReasonCode::SessionTakenOver => Meaning::TakenOver,
