@@ -9,7 +9,7 @@ mod tests {
     use std::path::{Path, PathBuf};
     use std::sync::OnceLock;
 
-    use glm::manifest::Manifest;
+    use glm::manifest::{Manifest, Number};
     use glm::{Position, TokenId};
     use glm_engine::backend::fixed::FixedShapes;
     use glm_engine::backend::portable::{Options, Portable};
@@ -112,6 +112,24 @@ mod tests {
         copy
     }
 
+    /// The model gives the logits that its manifest has.
+    fn assert_golden(model: &mut dyn Backend, manifest: &Manifest, name: &str) {
+        let vocabulary = manifest.spec.vocab_rows;
+        for prompt in &manifest.golden.prompts {
+            let positions: Vec<_> = prompt.places().collect();
+            let tokens = Tokens {
+                ids: &prompt.ids,
+                positions: &positions,
+                bidirectional: prompt.bidirectional,
+            };
+            let logits = run(model, &tokens, prompt.ids.len());
+            let off = prompt.deviation(&logits[logits.len() - vocabulary..]);
+            let tolerance = manifest.golden.tolerance;
+            println!("{name:<18} {off:.4} of {tolerance:.4}");
+            assert!(off <= tolerance, "{name}: {off} above {tolerance}");
+        }
+    }
+
     fn integers(scheme: Scheme, block: Block) -> export::Options {
         export::Options {
             layers: Precision::Quantised(Quantisation { scheme, block }),
@@ -169,6 +187,42 @@ mod tests {
                 println!("{:<34}{off:.1e}", case.name);
                 assert!(off < 2e-5, "{}: {off}", case.name);
             }
+        }
+    }
+
+    /// Text for calibration.
+    const TEXT: &str = include_str!("../../../LICENSE");
+
+    #[test]
+    fn calibrated_graphs_of_fixed_shapes_keep_direction_and_pass_their_own_test() {
+        let Some(environment) = environment() else {
+            return;
+        };
+        let scratch = scratch();
+        let npu = export::Options {
+            profile: export::Profile::Npu {
+                prompt: 40,
+                context: 48,
+            },
+            calibration: Some(TEXT.to_owned()),
+            threads: 1,
+            ..export::Options::default()
+        };
+        for fixture in FIXTURES {
+            let out = scratch.path().join(fixture);
+            let manifest = exported(&folder(fixture), &out, &npu);
+            let kept = manifest.quantisation.layers;
+            assert_eq!(kept.number, Number::Int8);
+            let graph = out.join("model.onnx");
+            let mut model = FixedShapes::open(environment, &graph, &on_cpu()).unwrap();
+            for case in cases(fixture) {
+                if case.name.ends_with("-erf") {
+                    continue;
+                }
+                let logits = logits_of(&mut model, &case);
+                assert_direction(&case, &logits);
+            }
+            assert_golden(&mut model, &manifest, fixture);
         }
     }
 
@@ -289,20 +343,7 @@ mod tests {
                 let out = scratch.path().join(format!("{fixture}-{n}"));
                 let manifest = exported(&folder(fixture), &out, options);
                 let mut model = open(environment, &out);
-                let vocabulary = manifest.spec.vocab_rows;
-                for prompt in &manifest.golden.prompts {
-                    let positions: Vec<_> = prompt.places().collect();
-                    let tokens = Tokens {
-                        ids: &prompt.ids,
-                        positions: &positions,
-                        bidirectional: prompt.bidirectional,
-                    };
-                    let logits = run(&mut model, &tokens, prompt.ids.len());
-                    let off = prompt.deviation(&logits[logits.len() - vocabulary..]);
-                    let tolerance = manifest.golden.tolerance;
-                    println!("{fixture:<16} {n} {off:.4} of {tolerance:.4}");
-                    assert!(off <= tolerance, "{fixture} {n}: {off} above {tolerance}");
-                }
+                assert_golden(&mut model, &manifest, &format!("{fixture} {n}"));
             }
         }
     }

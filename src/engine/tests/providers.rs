@@ -67,6 +67,15 @@ fn provider(library: &Path, backend: &Path, partial: bool) -> Provider {
 }
 
 fn exported(family: &str, profile: export::Profile) -> (TempDir, PathBuf) {
+    exported_with(family, profile, None)
+}
+
+/// A model of integers where there is text for calibration.
+fn exported_with(
+    family: &str,
+    profile: export::Profile,
+    calibration: Option<&str>,
+) -> (TempDir, PathBuf) {
     let checkpoint = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../../tests/fixtures/checkpoints")
         .join(family);
@@ -74,6 +83,7 @@ fn exported(family: &str, profile: export::Profile) -> (TempDir, PathBuf) {
     let out = folder.path().join(family);
     let options = export::Options {
         profile,
+        calibration: calibration.map(str::to_owned),
         threads: 1,
         ..export::Options::default()
     };
@@ -170,12 +180,14 @@ fn what_the_npu_does_not_take_is_told_or_refused() {
             prompt: 32,
             context: 64,
         };
-        let (_keep, folder) = exported(family, profile);
-        let report = opened(&folder, library.clone(), provider(&plugin, &backend, false));
-        println!("{family}: {:?}, {:?}", report.placement, report.attempts);
-        let placement = report.placement.expect("a placement");
-        assert_eq!(placement.elsewhere, BTreeMap::new(), "{family}");
-        assert!(placement.taken > 50, "{family}: {placement}");
+        for calibration in [None, Some(include_str!("../../../LICENSE"))] {
+            let (_keep, folder) = exported_with(family, profile, calibration);
+            let report = opened(&folder, library.clone(), provider(&plugin, &backend, false));
+            println!("{family}: {:?}, {:?}", report.placement, report.attempts);
+            let placement = report.placement.expect("a placement");
+            assert_eq!(placement.elsewhere, BTreeMap::new(), "{family}");
+            assert!(placement.taken > 50, "{family}: {placement}");
+        }
     }
 
     // ONNX Runtime itself takes this for a success, on the CPU.

@@ -1,13 +1,15 @@
 //! `glmctl export`: a checkpoint folder becomes a model directory.
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use glm::Family;
 use glm_onnx::export::{self, Options, Profile, Report, Stage};
 use glm_onnx::graph::{Block, Precision, Quantisation, Scheme, Table};
 
-use crate::failure::Result;
+use crate::failure::{Failure, Result};
 use crate::options::Output;
 use crate::print;
 use crate::progress::{Bar, watched};
@@ -33,6 +35,9 @@ pub struct Export {
     /// NPU: longest text with its answer, in tokens
     #[arg(long, value_name = "TOKENS", default_value_t = 512)]
     context: usize,
+    /// NPU: text, a sentence a line, for INT8 weights and 16-bit activations in the place of floats
+    #[arg(long, value_name = "FILE")]
+    calibrate: Option<PathBuf>,
     /// Numbers of the linear layers [default: int8, and none for NPUs]
     #[arg(long, value_enum, value_name = "KIND")]
     quant: Option<Number>,
@@ -61,6 +66,9 @@ pub struct Export {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     threads: Option<u16>,
 }
+
+/// Bytes of a text for calibration that are read: far more than is used of it.
+const MOST_TEXT: u64 = 1 << 20;
 
 /// What a model is exported for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -127,6 +135,16 @@ impl TableNumber {
     }
 }
 
+/// The beginning of a text file.
+fn calibration_text(path: &Path) -> Result<String> {
+    let failed = |error| Failure::io(path.display().to_string(), error);
+    let file = File::open(path).map_err(failed)?;
+    let mut bytes = Vec::new();
+    (file.take(MOST_TEXT).read_to_end(&mut bytes)).map_err(failed)?;
+    // The cut may go through a character.
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
 fn block(text: &str) -> Result<Block, String> {
     let expected = "expected row, or a power of two of at least 16";
     match text.parse::<usize>() {
@@ -144,7 +162,12 @@ impl Export {
     /// Runs the command.
     pub fn run(self, output: Output) -> Result<()> {
         let out = self.out.clone();
-        let report = watched(move |bar| Ok(self.export(bar)?))?;
+        let text = self
+            .calibrate
+            .as_deref()
+            .map(calibration_text)
+            .transpose()?;
+        let report = watched(move |bar| Ok(self.export(text, bar)?))?;
         for warning in &report.warnings {
             eprintln!("glmctl: note: {warning}");
         }
@@ -154,7 +177,7 @@ impl Export {
         }
     }
 
-    fn export(self, bar: &Bar) -> glm_onnx::Result<Report> {
+    fn export(self, calibration: Option<String>, bar: &Bar) -> glm_onnx::Result<Report> {
         let (profile, quant) = match self.profile {
             ProfileName::Cpu => (Profile::Cpu, Number::Int8),
             ProfileName::Npu => {
@@ -170,6 +193,7 @@ impl Export {
             name: self.name,
             license: self.license,
             family: self.family,
+            calibration,
             force: self.force,
             ..Options::default()
         };
@@ -178,6 +202,7 @@ impl Export {
         }
         export::export(&self.checkpoint, &self.out, &options, &|progress| {
             let what = match progress.stage {
+                Stage::Calibration => "calibration",
                 Stage::Weights => "weights",
                 Stage::Golden => "self-test",
                 Stage::Hashes => "hashes",

@@ -113,6 +113,44 @@ fn bad_input_says_what_and_leaves_nothing() {
     assert!(stderr(&usage).contains("power of two"));
 }
 
+#[test]
+fn integers_for_npus_want_text_and_the_profile() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (out, text) = (folder.path().join("out"), folder.path().join("text"));
+    let export = |more: &[&str]| {
+        let source = fixture("glm-post");
+        let mut all: Vec<&dyn AsRef<std::ffi::OsStr>> = vec![&"export", &source, &"--out", &out];
+        all.push(&"--calibrate");
+        all.push(&text);
+        all.extend(more.iter().map(|word| word as &dyn AsRef<std::ffi::OsStr>));
+        glmctl(&all)
+    };
+    let npu = ["--profile=npu", "--prompt=32", "--context=64"];
+    assert_eq!(
+        export(&npu).status.code(),
+        Some(74),
+        "there is no such file"
+    );
+    fs::write(&text, "Turn on the lamp.\n").expect("a file");
+    let short = export(&npu);
+    assert_eq!(short.status.code(), Some(64), "{}", stderr(&short));
+    assert!(stderr(&short).contains("a few dozen sentences"));
+    fs::write(&text, "Turn on the lamp in the kitchen.\n".repeat(30)).expect("a file");
+    let cpu = export(&[]);
+    assert_eq!(cpu.status.code(), Some(64), "{}", stderr(&cpu));
+    assert!(stderr(&cpu).contains("--profile npu"));
+    let both = export(&[&npu[..], &["--quant=int4"]].concat());
+    assert_eq!(both.status.code(), Some(64), "{}", stderr(&both));
+    assert_eq!(entries(folder.path()), ["text"]);
+    let done = export(&npu);
+    assert!(done.status.success(), "{}", stderr(&done));
+    let verified = glmctl(&[&"model", &"verify", &out]);
+    assert!(verified.status.success(), "{}", stderr(&verified));
+    let manifest = fs::read(out.join("glm.json")).expect("glm.json");
+    let manifest: serde_json::Value = serde_json::from_slice(&manifest).expect("JSON");
+    assert_eq!(manifest["quantisation"]["head"]["block"], "row");
+}
+
 /// A file may not grow beyond a few blocks: the same error path as a full disk.
 #[test]
 fn a_disk_that_is_full_leaves_nothing() {

@@ -11,12 +11,14 @@
 //! | [`graph`] | from a model description to a graph whose constants are still to be written |
 //! | [`reference`](mod@reference) | the forward pass in plain f32 |
 //! | [`export`](mod@export) | from a checkpoint folder to a model directory |
+//! | [`calibration`] | ranges of activations, for graphs of integers |
 //! | [`source`], [`model_dir`] | what the two folders say of themselves |
 //! | [`synthetic`] | models of any shape with random weights |
 //! | [`paging`] | from a portable graph to one that runs on paged caches |
 //! | [`proto`] | the messages of an ONNX file |
 //! | [`error`] | the crate's error type |
 
+pub mod calibration;
 pub mod checkpoint;
 pub mod error;
 pub mod export;

@@ -138,6 +138,9 @@ fn fill(
                 scale * (1.0 + 0.2 * numbers.unit())
             })
         }
+        // Activations of models like these stay within a few units of 0.
+        Source::ActivationScale(_) => write(&(16.0_f32 / 65_536.0).to_le_bytes()),
+        Source::ActivationZero(_) => write(&(1_u16 << 15).to_le_bytes()),
         Source::Vector(Vector::NormWeight(_)) => floats(constant.dtype, count, write, &mut || {
             1.0 + 0.1 * numbers.unit()
         }),

@@ -20,6 +20,8 @@ use super::assignment::{self, assignment};
 
 /// ONNX Runtime's name of its own kernels.
 const CPU: &str = "CPUExecutionProvider";
+/// Without it QNN leaves the conversions at both ends of a graph of integers to the CPU.
+const ALL_OF_THE_GRAPH: (&str, &str) = ("offload_graph_io_quantization", "0");
 /// Operator types that a refusal names; more would not help the reader.
 const NAMED: usize = 4;
 
@@ -159,10 +161,13 @@ impl Provider {
         if devices().next().is_none() {
             return Err("it finds no device of its kind on this machine".to_owned());
         }
-        let options: Vec<(String, String)> = self
-            .options
-            .iter()
-            .map(|(key, value)| (format!("{name}.{key}"), value.clone()))
+        let mut options = self.options.clone();
+        if self.kind == ProviderKind::Qnn {
+            let (key, value) = ALL_OF_THE_GRAPH;
+            (options.entry(key.to_owned())).or_insert_with(|| value.to_owned());
+        }
+        let options: Vec<(String, String)> = (options.into_iter())
+            .map(|(key, value)| (format!("{name}.{key}"), value))
             .collect();
         builder
             .with_devices(devices(), Some(&options))

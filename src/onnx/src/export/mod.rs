@@ -15,6 +15,7 @@
 //! | `genai_config.json` | written for causal families, for ONNX Runtime GenAI |
 //! | `glm.json` | [`Manifest`]: hashes of all these, golden logits, tasks |
 
+mod calibrate;
 mod companions;
 mod golden;
 mod options;
@@ -35,6 +36,7 @@ use prost::Message as _;
 
 pub use options::{Options, Profile};
 
+use crate::calibration::Ranges;
 use crate::checkpoint::{Checkpoint, FamilyWeights};
 use crate::graph::{self, Plan};
 use crate::model_dir::{self, DATA, GRAPH, STEP_GRAPH};
@@ -47,6 +49,8 @@ use stored::StoredWeights;
 /// Part of the work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
+    /// Text runs through the model, for the ranges of its activations; counted in layers.
+    Calibration,
     /// Weights are read, quantised and written; counted in weights.
     Weights,
     /// Golden logits are computed; counted in layers.
@@ -98,10 +102,17 @@ pub fn export(source: &Path, out: &Path, options: &Options, watch: Watch<'_>) ->
     let tied = weights.head_is_embedding()?;
     let warnings = warnings(&config.spec, tied, &weights.unused());
     let plan = options.plan(&spec, tied)?;
+    let ranges = match options.calibration() {
+        Some(text) => {
+            let (tokenizer, threads) = (&tokenizer.tokenizer, options.threads);
+            calibrate::ranges(&spec, tokenizer, &weights, text, threads, watch)?
+        }
+        None => Ranges::default(),
+    };
 
     let staging = Staging::new(out)?;
     let folder = staging.path();
-    let plan = write_graph(folder, plan, &weights, options.threads, watch)?;
+    let plan = write_graph(folder, plan, (&weights, &ranges), options.threads, watch)?;
     if let Some(step) = options.step_plan(&spec, tied) {
         write_step_graph(folder, step, &plan)?;
     }
@@ -137,7 +148,7 @@ pub fn export(source: &Path, out: &Path, options: &Options, watch: Watch<'_>) ->
 fn write_graph(
     folder: &Path,
     mut plan: Plan,
-    weights: &FamilyWeights<'_>,
+    numbers: (&FamilyWeights<'_>, &Ranges),
     threads: usize,
     watch: Watch<'_>,
 ) -> Result<Plan> {
@@ -149,7 +160,7 @@ fn write_graph(
         let done = done.fetch_add(weights, Ordering::Relaxed) + weights;
         tell(watch, Stage::Weights, done, total)
     };
-    sink.fill(&plan, weights, threads, &tell)?;
+    sink.fill(&plan, (numbers.0, numbers.1), threads, &tell)?;
     sink.finish(&mut plan);
     let path = folder.join(GRAPH);
     fs::write(&path, plan.model.encode_to_vec()).map_err(|e| Error::io(&path, e))?;

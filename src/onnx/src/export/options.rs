@@ -12,15 +12,21 @@ use crate::{Error, Result};
 const LEAST_PROMPT: usize = 32;
 /// Threads beyond which reading and writing are the limit.
 const MOST_THREADS: usize = 8;
+/// What the linear layers of calibrated graphs for NPUs are made of.
+const NPU_INTEGERS: Precision = Precision::Quantised(Quantisation {
+    scheme: Scheme::Int8,
+    block: Block::Row,
+});
 
 /// What an exported graph is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Profile {
     /// Processors: steps of any size, fused operators.
     Cpu,
-    /// NPUs: steps of fixed sizes in small operators and floats, which the
-    /// NPU's compiler rounds as it needs. There is a graph for prompts and one
-    /// for single tokens, with one file of weights.
+    /// NPUs: steps of fixed sizes in small operators. There is a graph for
+    /// prompts and one for single tokens, with one file of weights. Numbers are
+    /// floats, which the NPU's compiler rounds as it needs, unless there is
+    /// text for calibration: then the linear layers are of integers.
     Npu {
         /// Tokens of a step of the first graph. Text that is read in both directions must fit in one.
         prompt: usize,
@@ -46,6 +52,9 @@ pub struct Options {
     pub license: Option<String>,
     /// Family, where the files do not tell.
     pub family: Option<Family>,
+    /// NPUs: text, a sentence a line, that the ranges of activations are taken from. Linear layers and head then
+    /// have INT8 weights with a scale for each row, and 16-bit activations.
+    pub calibration: Option<String>,
     /// Replace a model directory that is there.
     pub force: bool,
     /// Threads.
@@ -63,6 +72,7 @@ impl Default for Options {
             name: None,
             license: None,
             family: None,
+            calibration: None,
             force: false,
             threads: threads.min(MOST_THREADS),
         }
@@ -70,6 +80,22 @@ impl Default for Options {
 }
 
 impl Options {
+    /// Text for calibration and the tokens of a step, where the graph is of integers for an NPU.
+    pub(super) fn calibration(&self) -> Option<(&str, usize)> {
+        match (self.profile, &self.calibration) {
+            (Profile::Npu { prompt, .. }, Some(text)) => Some((text, prompt)),
+            _ => None,
+        }
+    }
+
+    /// How the linear layers and the head are kept.
+    pub(super) const fn kept(&self) -> (Precision, Precision) {
+        match (self.profile, &self.calibration) {
+            (Profile::Npu { .. }, Some(_)) => (NPU_INTEGERS, NPU_INTEGERS),
+            _ => (self.layers, self.head),
+        }
+    }
+
     /// Longest text of the exported model, in tokens.
     pub(super) fn context(&self, spec: &ModelSpec) -> usize {
         match self.profile {
@@ -93,11 +119,12 @@ impl Options {
     }
 
     fn build(&self, spec: &ModelSpec, tied: bool, fixed: Option<Fixed>) -> Plan {
+        let (layers, head) = self.kept();
         graph::build(
             spec,
             &graph::Options {
-                layers: self.layers,
-                head: self.head,
+                layers,
+                head,
                 embedding: self.embedding,
                 tied_head: tied,
                 max_positions: spec.max_positions,
@@ -108,16 +135,19 @@ impl Options {
 
     /// The sizes of an NPU's step, if they make sense and nothing is asked that it cannot have.
     fn fixed(&self, spec: &ModelSpec) -> Result<Option<Fixed>> {
-        let Profile::Npu { prompt, .. } = self.profile else {
-            return Ok(None);
-        };
         let refused = |option, reason: String| Err(Error::Option { option, reason });
+        let Profile::Npu { prompt, .. } = self.profile else {
+            return match self.calibration {
+                Some(_) => refused("calibrate", "is for NPUs: add `--profile npu`".to_owned()),
+                None => Ok(None),
+            };
+        };
         let full = self.layers == Precision::Full && self.head == Precision::Full;
         if !full || self.embedding != Table::Full {
             return refused(
                 "quant",
-                "graphs for NPUs keep floats, which the NPU's own compiler rounds; \
-                 leave out `quant`, `head` and `embedding`"
+                "graphs for NPUs keep floats, which the NPU's own compiler rounds, or have \
+                 integers fitted to the text of `calibrate`; leave out `quant`, `head` and `embedding`"
                     .to_owned(),
             );
         }
@@ -161,15 +191,16 @@ impl Options {
 
     /// The same for the manifest.
     pub(super) fn record(&self, tied: bool) -> manifest::Quantisation {
-        let shared = tied && self.head == Precision::Full;
+        let (layers, head) = self.kept();
+        let shared = tied && head == Precision::Full;
         let embedding = match self.embedding {
             Table::Half if !shared => plain(Number::F16),
             Table::Quantised(how) if !shared => integers(how),
             _ => plain(Number::F32),
         };
         manifest::Quantisation {
-            layers: precision(self.layers),
-            head: precision(self.head),
+            layers: precision(layers),
+            head: precision(head),
             embedding,
         }
     }

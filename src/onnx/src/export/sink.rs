@@ -7,7 +7,10 @@ use std::sync::Mutex;
 
 use half::f16;
 
-use crate::graph::{Constant, Matrix, Plan, Quantisation, Rotation, Source, rotation_rows};
+use crate::calibration::{Range, Ranges};
+use crate::graph::{
+    Activation, Constant, Matrix, Plan, Quantisation, Rotation, Source, rotation_rows,
+};
 use crate::proto::{TensorProto, tensor_proto::DataType};
 use crate::quantise::{Layout, quantise_matrix, rows_of_a_piece};
 use crate::weights::Weights;
@@ -49,6 +52,8 @@ fn elements(constant: &Constant) -> u64 {
     match constant.source {
         // Two weights of four bits lie in a byte.
         Source::Values(_, how) => count * 8 / how.bits() as u64,
+        // They are not read from anywhere.
+        Source::ActivationScale(_) | Source::ActivationZero(_) => 0,
         _ => count,
     }
 }
@@ -100,7 +105,7 @@ impl Sink {
     pub(super) fn fill(
         &self,
         plan: &Plan,
-        weights: &dyn Weights,
+        (weights, ranges): (&dyn Weights, &Ranges),
         threads: usize,
         tell: Tell<'_>,
     ) -> Result<()> {
@@ -108,6 +113,7 @@ impl Sink {
             sink: self,
             plan,
             weights,
+            ranges,
             threads,
             tell,
         };
@@ -168,6 +174,7 @@ struct Task<'a> {
     sink: &'a Sink,
     plan: &'a Plan,
     weights: &'a dyn Weights,
+    ranges: &'a Ranges,
     threads: usize,
     tell: Tell<'a>,
 }
@@ -187,9 +194,24 @@ impl Task<'_> {
                 self.matrix(&places, *matrix, constant.dtype == DataType::Float16)
             }
             Source::Values(matrix, how) => self.integers(&places, *matrix, *how),
+            Source::ActivationScale(activation) => {
+                let scale = self.range(*activation)?.scale();
+                self.sink.put(&places, 0, &scale.to_le_bytes())
+            }
+            Source::ActivationZero(activation) => {
+                let zero = self.range(*activation)?.zero();
+                self.sink.put(&places, 0, &zero.to_le_bytes())
+            }
             Source::Rotation(table) => self.rotation(&places, &constant.dims, *table),
             Source::Bytes(_) | Source::Scales(..) | Source::ZeroPoints(..) => Ok(()),
         }
+    }
+
+    fn range(&self, activation: Activation) -> Result<Range> {
+        self.ranges.of(activation).ok_or_else(|| Error::Option {
+            option: "calibrate",
+            reason: format!("no text has shown the range of {activation:?}"),
+        })
     }
 
     fn matrix(&self, places: &[&Place], matrix: Matrix, half: bool) -> Result<()> {

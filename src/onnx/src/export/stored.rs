@@ -154,6 +154,10 @@ impl Weights for StoredWeights<'_> {
             return (0, 0);
         };
         let inputs = match found.constant.source {
+            // Bytes of whole rows say it themselves.
+            Source::Values(_, how) if how.bits() == 8 && found.constant.dims.len() == 2 => {
+                found.constant.dims.get(1).copied()
+            }
             Source::Values(..) => self.inputs_of(&found.constant.name),
             _ => found.constant.dims.get(1).copied(),
         };

@@ -380,7 +380,7 @@ impl Model<'_> {
             precision: self.options.layers,
             bias: spec.biases.qkv,
         };
-        let qkv = self.b.linear(x, &format!("{name}.qkv"), &qkv);
+        let qkv = self.linear(x, &format!("{name}.qkv"), &qkv);
         let out = match shared {
             Shared::Causal {
                 last,
@@ -402,7 +402,7 @@ impl Model<'_> {
             precision: self.options.layers,
             bias: spec.biases.linear,
         };
-        self.b.linear(&out, &format!("{name}.output"), &dense)
+        self.linear(&out, &format!("{name}.output"), &dense)
     }
 
     /// `GroupQueryAttention` with packed queries, keys and values.
@@ -480,7 +480,7 @@ impl Model<'_> {
             precision: self.options.layers,
             bias: spec.biases.linear,
         };
-        let inner = self.b.linear(x, &format!("{name}.in"), &inner);
+        let inner = self.linear(x, &format!("{name}.in"), &inner);
         let active = format!("{name}.active");
         let active = match spec.activation {
             Activation::GeluErf | Activation::GeluTanh => {
@@ -512,7 +512,7 @@ impl Model<'_> {
             precision: self.options.layers,
             bias: spec.biases.linear,
         };
-        self.b.linear(&active, &format!("{name}.out"), &outer)
+        self.linear(&active, &format!("{name}.out"), &outer)
     }
 
     /// Whether head and embedding are one constant.
@@ -533,7 +533,7 @@ impl Model<'_> {
             precision: self.options.head,
             bias: false,
         };
-        let product = self.b.linear(x, "head", &head);
+        let product = self.linear(x, "head", &head);
         self.b.rename_last_output(&product, "logits");
     }
 }

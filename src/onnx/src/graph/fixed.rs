@@ -281,7 +281,7 @@ impl Model<'_> {
         self.reshape_to(x, dims, &format!("{x}.shaped"))
     }
 
-    fn reshape_to(&mut self, x: &str, dims: &[usize], out: &str) -> String {
+    pub(super) fn reshape_to(&mut self, x: &str, dims: &[usize], out: &str) -> String {
         let names: Vec<String> = dims.iter().map(ToString::to_string).collect();
         let sizes: Vec<i64> = dims.iter().map(|size| int(*size)).collect();
         let shape = self

@@ -20,6 +20,7 @@
 //! it: `GroupQueryAttention` or the standard `Attention` (opset 23),
 //! `MatMulNBits`, and norms joined with the addition before them.
 
+mod activations;
 mod build;
 mod fixed;
 mod nodes;
@@ -29,6 +30,7 @@ mod rotation;
 mod tests;
 mod weights;
 
+pub use activations::{Activation, Side};
 pub use build::build;
 pub use fixed::Fixed;
 pub use place::{ALIGNMENT, INLINE_LIMIT, place};
@@ -82,7 +84,7 @@ impl Constant {
     pub fn bytes(&self) -> u64 {
         let size = match self.dtype {
             DataType::Uint8 | DataType::Int8 | DataType::Bool => 1,
-            DataType::Float16 => 2,
+            DataType::Float16 | DataType::Uint16 => 2,
             DataType::Int64 | DataType::Double => 8,
             _ => 4,
         };
@@ -108,6 +110,10 @@ pub enum Source {
     Scales(Matrix, Quantisation),
     /// Its zero points, u8 `[outputs, blocks * bits / 8 rounded up]`.
     ZeroPoints(Matrix, Quantisation),
+    /// Size of a step of an activation, f32 without axes.
+    ActivationScale(Activation),
+    /// The step of an activation that stands for 0, u16 without axes.
+    ActivationZero(Activation),
     /// A table of the rotary embedding, f32 `[positions, dims / 2]`.
     Rotation(Rotation),
 }

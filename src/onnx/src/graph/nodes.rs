@@ -173,11 +173,17 @@ impl Builder {
                 );
             }
         }
-        if !bias {
-            return product;
+        self.biased(&product, name, linear)
+    }
+
+    /// Adds the bias of a layer, where it has one.
+    pub(super) fn biased(&mut self, product: &str, name: &str, linear: &Linear) -> String {
+        if !linear.bias {
+            return product.to_owned();
         }
-        let bias = self.vector(&format!("{name}.bias"), outputs, Vector::Bias(matrix));
-        self.node("", "Add", &[&product, &bias], &format!("{name}.sum"), &[])
+        let vector = Vector::Bias(linear.matrix);
+        let bias = self.vector(&format!("{name}.bias"), linear.outputs, vector);
+        self.node("", "Add", &[product, &bias], &format!("{name}.sum"), &[])
     }
 
     /// Values, scales and, where there are any, zero points of a quantised matrix `[outputs, inputs]`.

@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use glm::spec::{Activation, Norm, PositionEncoding, Residual, Rotary, RotaryStyle};
 use glm::{ModelSpec, Position, TokenId};
 
+use crate::calibration::Observer;
 use crate::graph::{Matrix, NormId, Rotation, Vector, rotation_rows};
 use crate::quantise::rows_of_a_piece;
 use crate::weights::Weights;
@@ -55,6 +56,7 @@ pub struct Reference<'a> {
     spec: &'a ModelSpec,
     weights: &'a dyn Weights,
     threads: usize,
+    observer: Option<&'a Observer>,
 }
 
 impl std::fmt::Debug for Reference<'_> {
@@ -91,7 +93,15 @@ impl<'a> Reference<'a> {
             spec,
             weights,
             threads,
+            observer: None,
         }
+    }
+
+    /// Lets `observer` see what the linear layers read and make.
+    #[must_use]
+    pub const fn seen_by(mut self, observer: &'a Observer) -> Self {
+        self.observer = Some(observer);
+        self
     }
 
     /// Logits of each prompt, `[tokens or 1, vocab_rows]`.
@@ -226,6 +236,9 @@ impl<'a> Reference<'a> {
                 let width = piece.len() / tokens;
                 y.extend_from_slice(&piece[token * width..(token + 1) * width]);
             }
+        }
+        if let Some(observer) = self.observer {
+            observer.see(matrix, x, &y);
         }
         for row in y.chunks_exact_mut(outputs) {
             math::add(row, &bias);
