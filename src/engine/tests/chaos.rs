@@ -8,6 +8,8 @@
 mod support;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use glm::{TokenId, Tokens};
@@ -215,6 +217,7 @@ proptest! {
         let mut rig = Rig::new(config(), capabilities.clone());
         let mut open: Vec<(Ask, Ticket)> = Vec::new();
         let mut accepted = 0;
+        let reloads = Arc::new(AtomicUsize::new(0));
         for happening in &happenings {
             match happening {
                 Happening::Submit(ask) => {
@@ -253,7 +256,12 @@ proptest! {
                         Arc::clone(&rig.script),
                         Arc::clone(&rig.clock),
                     );
-                    rig.handle.reload(Box::new(again), Box::new(|_| {}));
+                    reloads.fetch_add(1, Ordering::SeqCst);
+                    let done = Arc::clone(&reloads);
+                    let done = move |_| {
+                        done.fetch_sub(1, Ordering::SeqCst);
+                    };
+                    rig.handle.reload(Box::new(again), Box::new(done));
                 }
                 Happening::Memory(level, tokens, blocks) => {
                     rig.allow(|now| *now = allowance(*level, *tokens, *blocks));
@@ -266,7 +274,12 @@ proptest! {
         if !stop_at_once {
             rig.allow(|now| *now = Allowance::default());
             rig.run();
-            let status = rig.handle.status();
+            // New models come on threads of their own; the figures below are of the last one.
+            while reloads.load(Ordering::SeqCst) > 0 {
+                thread::yield_now();
+                rig.run();
+            }
+            let status = rig.look();
             prop_assert_eq!(status.queued_requests, 0);
             prop_assert!(status.running.is_empty());
             // Only the prefix cache still holds sequences.
