@@ -9,6 +9,7 @@ import json
 import random
 import re
 import sys
+from collections import Counter
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -21,11 +22,12 @@ from intents import Grammar
 EVAL = HERE.parent / "glm-mini/eval"
 RAW = WORK / "raw"
 GROUPS = ["wiki", "help", "device", "recipes", "wordnet", "zh", "topic", "severity",
-          "intent_en", "intent_zh"]
+          "intent_en", "intent_zh", "intent_en_wide", "intent_zh_wide"]
 RECORD = np.dtype([("group", "u1"), ("start", "u4"), ("length", "u4"), ("extra", "u4")])
 LEVELS = ["error", "warning", "debug"]
 TOPICS = sorted(sources.TOPICS.values())
 INTENT_SAMPLES = {"en": 60_000, "zh-CN": 20_000}
+WIDE_SAMPLES = {"en": 50_000, "zh-CN": 20_000}
 TOPIC_CHARS = 640
 WORD = re.compile(r"(?<![\w'-])[A-Za-z]{2,}(?![\w'-])")
 
@@ -87,6 +89,34 @@ def intent_pairs():
                 distinct = sorted({grammar.sample(t, rng) for _ in range(each * 3)})
                 for pair in rng.sample(distinct, min(each, len(distinct))):
                     yield split, language, *pair
+
+
+def names(language):
+    """Things that a slot may hold beside `slots.json`: short device strings, and common nouns of WordNet."""
+    if language == "zh-CN":
+        return sorted({t for t in sources.device_strings(RAW, "zh-Hans") if re.fullmatch("[\u4e00-\u9fff]{2,6}", t)})
+    spoken = {t if t.isupper() else t.lower() for t in sources.device_strings(RAW)
+              if re.fullmatch(r"[A-Za-z]{3,}( [A-Za-z]{2,}){0,2}", t)}
+    counts = Counter(w.lower() for t in sources.device_strings(RAW) for w in WORD.findall(t))
+    counts.update(w for text, _ in sources.wiki(RAW) for w in WORD.findall(text))
+    nouns = (line.split(":")[0] for line in sources.wordnet(RAW, ("noun",)))
+    spoken |= {n for n in nouns if re.fullmatch("[a-z]{3,}( [a-z]{3,})?", n) and all(counts[w] >= 12 for w in n.split())}
+    return sorted(spoken)
+
+
+def wide_pairs():
+    """`(language, sentence, json)` of training templates whose free slots hold things of all kinds.
+
+    What a name is called must be copied, not recognised; the few dozen values of
+    `slots.json` can be learnt by heart, these can not.
+    """
+    lists = json.loads((HERE / "slots.json").read_text())
+    for language, count in WIDE_SAMPLES.items():
+        grammar = Grammar(RAW, language, lists, names(language))
+        rng = random.Random(f"wide {language}")
+        free = [t for t in grammar.templates if t["part"] == "train"]
+        for _ in range(count):
+            yield language, *grammar.sample(rng.choice(free), rng, varied=True)
 
 
 def train_tokenizer(texts):
@@ -178,6 +208,9 @@ def build():
     trained = [p for p in pairs if p[0] == "train"]
     for question, answer, pair in zip(encode([p[2] for p in trained]), encode([p[3] for p in trained]), trained):
         put("intent_en" if pair[1] == "en" else "intent_zh", question + answer, len(question))
+    wide = list(wide_pairs())
+    for question, answer, pair in zip(encode([p[1] for p in wide]), encode([p[2] for p in wide]), wide):
+        put("intent_en_wide" if pair[0] == "en" else "intent_zh_wide", question + answer, len(question))
 
     np.concatenate(chunks).tofile(CORPUS / "tokens.bin")
     np.save(CORPUS / "index.npy", np.array(records, dtype=RECORD))

@@ -13,6 +13,8 @@ from common import HERE, WORK, bucket
 SLOT_ORDER = ["name", "area", "floor", "domain", "device_class"]
 PREFIXED = {"light", "switch", "fan", "media_player", "climate", "cover", "lock", "valve",
             "binary_sensor", "sensor", "vacuum", "lawn_mower"}
+# Slots that hold whatever a user says, and how often they hold one of the `names` that a grammar was given.
+FREE = {"name": 0.4, "item": 0.4, "search_query": 0.4, "timer_name": 0.4, "zone": 0.3}
 ANY_DEVICE = ["light", "switch", "fan", "media_player", "cover"]
 POLITE = {"en": ["please ", "can you ", "could you ", "hey, "], "zh-CN": ["请", "麻烦", "帮我"]}
 
@@ -65,10 +67,10 @@ class Parser:
 class Grammar:
     """The templates of one language."""
 
-    def __init__(self, raw: Path, language: str, lists: dict):
+    def __init__(self, raw: Path, language: str, lists: dict, names: list | None = None):
         base = raw / "home_assistant_intents/home_assistant_intents"
         data = json.loads((base / f"data/{language}.json").read_text())
-        self.language, self.words = language, lists[language]
+        self.language, self.words, self.names = language, lists[language], names
         self.lists = data["lists"]
         self.rules = {k: Parser(v).parse() for k, v in data["expansion_rules"].items()}
         self.trees = {}
@@ -139,6 +141,10 @@ class Grammar:
     def fill(self, name, template, rng):
         """A spoken value of a slot list and what it means."""
         words = self.words
+        key = {"todo_list_item": "item", "shopping_list_item": "item"}.get(name, name)
+        if self.names and rng.random() < FREE.get(key, 0):
+            value = rng.choice(self.names)
+            return value, value
         if name == "name":
             domain = rng.choice(template["domains"] or ANY_DEVICE)
             value = rng.choice(words["name"][domain])
@@ -161,7 +167,6 @@ class Grammar:
             low, high = (10, 30) if name == "temperature" and rng.random() < 0.8 else (r["from"], r["to"])
             number = rng.randrange(low, high + 1, r.get("step", 1))
             return str(number), number * r.get("multiplier", 1)
-        key = {"todo_list_item": "item", "shopping_list_item": "item"}.get(name, name)
         value = rng.choice(words[key])
         return value, value
 

@@ -104,8 +104,16 @@ def cut(ids, spans, mask=MASK):
     return [p for p in parts if not isinstance(p, list) or p], pieces
 
 
-def word_spans(ids, words, rng, ratio):
-    """Spans of whole words: Poisson(3) tokens or one to three words, until `ratio` is covered."""
+@dataclass(frozen=True)
+class Lengths:
+    """Lengths of short blanks: `words` at random in this share of them, Poisson(3) tokens in the others."""
+
+    share: float = 0.5
+    words: tuple = (1, 1, 2, 3)
+
+
+def word_spans(ids, words, rng, ratio, lengths=Lengths()):
+    """Spans of whole words of the wanted lengths until `ratio` of the text is covered."""
     n = len(ids)
     starts = np.flatnonzero(words.begins[ids])
     if n > 1 and rng.random() < 0.1:
@@ -118,8 +126,8 @@ def word_spans(ids, words, rng, ratio):
     for start in rng.permutation(starts):
         if covered >= max(1, ratio * n):
             break
-        if rng.random() < 0.5:
-            left, end = rng.choice([1, 1, 2, 3]), start + 1
+        if rng.random() < lengths.share:
+            left, end = rng.choice(lengths.words), start + 1
             while end < n:
                 if breaks[end]:
                     left -= 1
@@ -138,9 +146,9 @@ def word_spans(ids, words, rng, ratio):
     return sorted(spans)
 
 
-def infill(ids, words, rng, ratio=0.2):
+def infill(ids, words, rng, ratio=0.2, lengths=Lengths()):
     """Short blanks, their pieces shuffled."""
-    spans = word_spans(ids, words, rng, ratio)
+    spans = word_spans(ids, words, rng, ratio, lengths)
     if not spans:
         return None
     parts, pieces = cut(ids, spans)

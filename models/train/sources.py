@@ -78,9 +78,9 @@ def recipes(raw: Path):
         yield " ".join(head.split()) + "\n" + "\n".join(steps)
 
 
-def wordnet(raw: Path):
+def wordnet(raw: Path, parts=("noun", "verb", "adj", "adv")):
     """One line a sense: `word: gloss`, with its usage examples."""
-    for part in ("noun", "verb", "adj", "adv"):
+    for part in parts:
         for line in (raw / f"wordnet-base/usr/share/wordnet/data.{part}").open():
             if line.startswith("  "):
                 continue

@@ -30,6 +30,15 @@ PHASES = [
             "topic": .34, "severity": .13, "intent_en": .24, "intent_zh": .06}, (0.05, 0.2), 12.0),
     (1590, {"wiki": .12, "help": .14, "device": .12, "recipes": .01, "wordnet": .02, "zh": .01,
             "topic": .18, "severity": .12, "intent_en": .22, "intent_zh": .06}, (0.1, 0.3), 12.0),
+    (2240, {"wiki": .20, "help": .23, "device": .16, "recipes": .01, "wordnet": .01, "zh": .01,
+            "topic": .09, "severity": .09, "intent_en": .06, "intent_zh": .02,
+            "intent_en_wide": .09, "intent_zh_wide": .03}, (0.1, 0.28), 12.0),
+]
+# From which step on: lengths of short blanks, and of windows of running text in tokens. The shipped
+# model filled phrases where one word was missing, so the last part asks for one word more often.
+FORMS = [
+    (0, objectives.Lengths(), (24, 160)),
+    (2240, objectives.Lengths(0.85, (1, 1, 1, 1, 2, 3)), (20, 110)),
 ]
 
 
@@ -38,9 +47,15 @@ def mixture(step):
     return next(p[1:] for p in reversed(PHASES) if step >= p[0])
 
 
+def form(step):
+    """`(lengths of blanks, window)` of a step."""
+    return next(f[1:] for f in reversed(FORMS) if step >= f[0])
+
+
 # Mean length of a sample, Part B included; turns shares of tokens into shares of samples.
 LENGTH = {"wiki": 80, "help": 87, "device": 17, "recipes": 83, "wordnet": 28, "zh": 78,
-          "topic": 72, "severity": 24, "intent_en": 25.5, "intent_zh": 21}
+          "topic": 72, "severity": 24, "intent_en": 25.5, "intent_zh": 21,
+          "intent_en_wide": 27, "intent_zh_wide": 23}
 # The label word must be one token, which "debug" is not.
 LEVEL_WORDS = {"error": "error", "warning": "warning", "debug": "info"}
 
@@ -96,17 +111,17 @@ class Stream:
             ids[0] = self.words.unspaced[ids[0]]
         return ids, record
 
-    def sample(self, group, rng, blanks, label_weight):
+    def sample(self, group, rng, blanks, label_weight, lengths, window):
         o, words = objectives, self.words
         if group in ("wiki", "help", "recipes", "zh"):
-            ids, _ = self.text(group, rng, int(rng.integers(24, 160)))
+            ids, _ = self.text(group, rng, int(rng.integers(*window)))
             draw = rng.random()
             if draw < 0.64:
-                return o.infill(ids, words, rng, rng.uniform(*blanks))
+                return o.infill(ids, words, rng, rng.uniform(*blanks), lengths)
             return o.sentences(ids, words, rng) if draw < 0.74 else o.document(ids, words, rng)
         if group == "device":
             ids, _ = self.text(group, rng)
-            return o.document(ids[:160], words, rng) if rng.random() < 0.12 else o.infill(ids[:160], words, rng, rng.uniform(*blanks))
+            return o.document(ids[:160], words, rng) if rng.random() < 0.12 else o.infill(ids[:160], words, rng, rng.uniform(*blanks), lengths)
         if group == "wordnet":
             ids, _ = self.text(group, rng)
             ids = ids[:120]
@@ -134,12 +149,13 @@ class Stream:
         """Samples of one step, `(group, sample)`, at least `tokens` long in all."""
         shares, blanks, label_weight = mixture(step)
         rng = np.random.default_rng([self.seed, step])
-        share = np.array([shares[g] / LENGTH[g] for g in GROUPS])
+        lengths, window = form(step)
+        share = np.array([shares.get(g, 0) / LENGTH[g] for g in GROUPS])
         share /= share.sum()
         out, total = [], 0
         while total < tokens:
             group = GROUPS[rng.choice(len(GROUPS), p=share)]
-            sample = self.sample(group, rng, blanks, label_weight)
+            sample = self.sample(group, rng, blanks, label_weight, lengths, window)
             if sample is not None and len(sample) <= 480:
                 out.append((group, sample))
                 total += len(sample)
