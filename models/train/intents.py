@@ -171,10 +171,65 @@ class Grammar:
         return value, value
 
 
+# Values of slots that are not said in one way only; all other strings are quoted from the sentence.
+NUMBERS = {"brightness", "percentage", "position", "volume_level", "hours", "minutes", "seconds",
+           "start_hours", "start_minutes", "start_seconds"}
+# An intent with more combinations, which is one that sets a timer by another, may leave out any of their slots.
+MOST_FORMS = 16
+STATES = ["on", "off", "open", "closed", "opening", "closing", "locked", "unlocked"]
+
+
 def schema():
-    """JSON schema of the answers: one of the known intents first, then slots in any order."""
+    """JSON schema of the answers: for each intent the combinations of slots that `home-assistant-intents` documents.
+
+    Slots stand in the order of the training answers. A name, an area or an item is a run of words of the
+    sentence (`x-quoted`).
+    """
     raw = WORK / "raw"
+    documented = json.loads((raw / "home_assistant_intents/home_assistant_intents/intents.json").read_text())
     lists = json.loads((HERE / "slots.json").read_text())
-    names = {t["intent"] for language in ("en", "zh-CN") for t in Grammar(raw, language, lists).templates}
-    return {"type": "object", "properties": {"intent": {"enum": sorted(names)}}, "required": ["intent"],
-            "additionalProperties": {"type": ["string", "integer"]}}
+    grammars = [Grammar(raw, language, lists) for language in ("en", "zh-CN")]
+    templates = [t for g in grammars for t in g.templates]
+
+    def outputs(name):
+        """What a list of the package makes of its spoken values."""
+        entries = (v for g in grammars for v in g.lists.get(name, {}).get("values", ()))
+        return {v if isinstance(v, str) else v["out"] for v in entries}
+
+    def fixed(slot, intent=None):
+        return {t["slots"][slot] for t in templates if slot in t["slots"] and intent in (None, t["intent"])}
+
+    def number(low, high):
+        return {"type": "integer", "minimum": low, "maximum": high}
+
+    shapes = {
+        "quoted": {"type": "string", "x-quoted": True},
+        "device_class": {"enum": sorted(outputs("cover_classes") | fixed("device_class"))},
+        "state": {"anyOf": [{"enum": STATES}, {"$ref": "#/$defs/quoted"}]},
+        "color": {"enum": sorted(outputs("color"))},
+        "media_class": {"enum": sorted(outputs("media_class") | fixed("media_class"))},
+        "number": number(0, 100),
+        "temperature": number(0, 10_000),
+        "volume_step": {"anyOf": [{"enum": ["up", "down"]}, number(-100, 100)]},
+    }
+
+    def value(slot, intent):
+        if slot == "domain":
+            return {"enum": sorted(fixed(slot, intent))}
+        return {"$ref": f"#/$defs/{slot if slot in shapes else 'number' if slot in NUMBERS else 'quoted'}"}
+
+    order = lambda slots: [s for s in SLOT_ORDER if s in slots] + sorted(set(slots) - set(SLOT_ORDER))
+    forms = []
+    for intent in sorted({t["intent"] for t in templates}):
+        combinations = {tuple(order(c["slots"])) for c in documented[intent]["slot_combinations"].values()}
+        combinations = {c for c in combinations if "domain" not in c or fixed("domain", intent)}
+        if len(combinations) > MOST_FORMS:
+            always = set.intersection(*map(set, combinations))
+            combinations = {tuple(order(set().union(*combinations)))}
+        else:
+            always = set().union(*combinations)
+        for slots in sorted(combinations):
+            properties = {"intent": {"const": intent}, **{s: value(s, intent) for s in slots}}
+            forms.append({"type": "object", "properties": properties,
+                          "required": ["intent", *(s for s in slots if s in always)], "additionalProperties": False})
+    return {"$defs": shapes, "anyOf": forms}

@@ -101,6 +101,31 @@ impl Model {
     }
 }
 
+/// Whether a model may write `text` and end there.
+fn accepts(model: &Model, grammar: &Grammar, text: &str) -> bool {
+    let mut language = model.compile(grammar).unwrap();
+    let mut ids = model.tokenizer.encode_plain(text).unwrap();
+    ids.push(model.end);
+    ids.into_iter().all(|id| {
+        let mut logits = vec![0.0; model.tokenizer.size()];
+        language.restrict(&mut logits).unwrap();
+        let index = usize::try_from(id.0).unwrap();
+        logits[index].is_finite() && language.accept(id).is_ok()
+    })
+}
+
+fn quoted(text: &str) -> Grammar {
+    Grammar::JsonSchema(json!({
+        "type": "object", "properties": {"name": {"type": "string", "x-quoted": true}},
+        "required": ["name"], "additionalProperties": false
+    }))
+    .quoting(text)
+}
+
+fn named(name: &str) -> String {
+    json!({ "name": name }).to_string()
+}
+
 fn schema() -> Value {
     json!({
         "type": "object",
@@ -136,6 +161,37 @@ fn json_is_what_the_schema_says() {
             assert!(text.find("\"intent\"") < text.find("\"level\""), "{text}");
         }
     }
+}
+
+#[test]
+fn quoted_strings_are_whole_words_of_the_text() {
+    let model = Model::byte_level();
+    let grammar = quoted("Garage lights off, and lock Anna's side-door \"2\".");
+    for run in [
+        "garage",
+        "Garage lights",
+        "Anna",
+        "Anna's side-door",
+        "side",
+        "door \"2",
+        "off, and",
+    ] {
+        assert!(accepts(&model, &grammar, &named(run)), "{run}");
+    }
+    for other in [
+        "arage",
+        "Lights",
+        "lights lock",
+        "",
+        " off",
+        "off,",
+        "attic",
+    ] {
+        assert!(!accepts(&model, &grammar, &named(other)), "{other}");
+    }
+    let grammar = quoted("打开客厅的灯");
+    assert!(accepts(&model, &grammar, &named("客厅")));
+    assert!(!accepts(&model, &grammar, &named("客灯")));
 }
 
 #[test]
@@ -288,5 +344,13 @@ proptest! {
         let text = model.write(&Grammar::Choice(choices.clone()), seed);
         let text = text.strip_prefix(' ').unwrap_or(&text);
         prop_assert!(choices.iter().any(|c| c == text), "{:?} not in {:?}", text, choices);
+    }
+
+    #[test]
+    fn what_is_quoted_stands_in_the_text(text in "[ -~é灯]{0,30}[a-z]", seed in any::<u64>()) {
+        let model = Model::byte_level();
+        let answer: Value = serde_json::from_str(&model.write(&quoted(&text), seed)).unwrap();
+        let name = answer["name"].as_str().unwrap().to_lowercase();
+        prop_assert!(text.to_lowercase().contains(&name) && !name.is_empty(), "{:?} not in {:?}", name, text);
     }
 }

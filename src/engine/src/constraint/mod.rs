@@ -10,6 +10,7 @@
 //! never loosened. Compiling is bounded in size and in steps; it still takes milliseconds and
 //! belongs on no asynchronous thread.
 
+mod quote;
 mod vocabulary;
 
 use std::fmt;
@@ -88,6 +89,17 @@ pub(super) fn limits() -> ParserLimits {
 }
 
 impl Grammar {
+    /// The grammar of an answer to `text`: strings that a schema marks with `"x-quoted": true` are runs of whole words of it.
+    ///
+    /// A text of more than 64 words or 512 bytes leaves them free.
+    #[must_use]
+    pub fn quoting(self, text: &str) -> Self {
+        match self {
+            Self::JsonSchema(schema) => Self::JsonSchema(quote::expand(&schema, text)),
+            other => other,
+        }
+    }
+
     /// Compiles the grammar against a vocabulary.
     ///
     /// # Errors

@@ -46,7 +46,8 @@ pub struct Infill {
     pub order: Order,
     /// What happens to a text that is too long.
     pub truncation: Truncation,
-    /// What each blank must look like; a task's own form when absent.
+    /// What each blank must look like; a task's own form when absent. With a task, strings marked as
+    /// quoted are of the text ([`Grammar::quoting`]).
     pub format: Option<Grammar>,
 }
 
@@ -161,6 +162,7 @@ impl Operations {
                     asked = asked.or(Some(*max_tokens));
                     format = format.or_else(|| json_schema.clone().map(Grammar::JsonSchema));
                 }
+                format = format.map(|format| format.quoting(&ask.text));
                 Source::Task(Pattern::trusted(task.pattern())?, ask.text)
             }
         };

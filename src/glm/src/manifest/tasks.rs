@@ -44,7 +44,7 @@ pub enum Task {
         pattern: String,
         /// Longest answer, in tokens.
         max_tokens: usize,
-        /// Form that the answer must have.
+        /// Form that the answer must have; strings with `"x-quoted": true` are words of the text.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         json_schema: Option<Value>,
     },
