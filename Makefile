@@ -38,7 +38,7 @@ lint: check-units ## rustfmt, clippy, rustdoc, the dependency policy and the uni
 check-units: ## Let systemd check its units
 	@systemd/check
 
-run: onnxruntime ## Build, start glmd with the bundled model, ask it, and leave it running (RUN_ONCE=1: end then)
+run: onnxruntime $(if $(MQTT),mosquitto) ## Build, start glmd with the bundled model, ask it, and leave it running (MQTT=1 with a broker, RUN_ONCE=1 to end then)
 	@if test -f $(ORT_LIB); then export ORT_DYLIB_PATH=$(ORT_LIB); \
 	else echo "Running on tract, which needs no libonnxruntime."; fi; \
 	$(CARGO) build --locked -p glmd -p glmctl; \
