@@ -2,6 +2,7 @@
 //! request is answered, never with two different answers, and the link heals.
 #![allow(clippy::tests_outside_test_module, reason = "the whole file is tests")]
 
+mod bridge;
 mod broker;
 #[allow(dead_code, reason = "the fault tests need more of it")]
 mod mosquitto;

@@ -6,7 +6,7 @@
 //! |---|---|
 //! | `deaths` | broker, link and daemon die again and again |
 //! | `ends` | the daemon is told to end, again and again |
-//! | `pool` | three nodes share a queue, one dies |
+//! | `pool` | three nodes share a queue, one dies, for good or not |
 //! | `nonsense` | messages that nobody should send |
 //! | `week` | a week of lost connections, in wound-up time |
 //!
@@ -98,7 +98,10 @@ fn main() -> ExitCode {
             count(runtime.block_on(ends::run(plan, &program)));
         }
         if wanted("pool") {
-            count(runtime.block_on(pool::run(plan.prompts, plan.clients, &program)));
+            for fate in [pool::Fate::Dead, pool::Fate::Replaced] {
+                let run = pool::run(plan.prompts, plan.clients, fate, &program);
+                count(runtime.block_on(run));
+            }
         }
     } else {
         println!("mosquitto is not installed: the fault tests with a real broker are skipped.");
