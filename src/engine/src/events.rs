@@ -122,3 +122,14 @@ pub(crate) fn step_cost_raised(step: &Observed) {
 pub(crate) fn not_measured(reason: &BackendError) {
     warn!(%reason, "memory of steps not measured: the first steps failed");
 }
+
+pub(crate) fn compiled_refused(reason: &str) {
+    warn!(
+        reason,
+        "what the provider compiled earlier is no good; the graph is compiled again"
+    );
+}
+
+pub(crate) fn not_kept(reason: &std::io::Error) {
+    warn!(%reason, "what the provider compiled is not kept for the next start");
+}

@@ -63,6 +63,7 @@ fn provider(library: &Path, backend: &Path, partial: bool) -> Provider {
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
         .into(),
         partial,
+        cache: None,
     }
 }
 
@@ -189,6 +190,44 @@ fn what_the_npu_does_not_take_is_told_or_refused() {
             assert!(placement.taken > 50, "{family}: {placement}");
         }
     }
+
+    // What was compiled serves the next start, and what became of it does no harm.
+    let cache = tempfile::tempdir().unwrap();
+    let profile = export::Profile::Npu {
+        prompt: 32,
+        context: 64,
+    };
+    let (_keep, compact) = exported("glm-post", profile);
+    let provider = Provider {
+        cache: Some(cache.path().to_owned()),
+        ..provider(&plugin, &backend, false)
+    };
+    let run = || {
+        let report = opened(&compact, library.clone(), provider.clone());
+        report.placement.expect("a placement")
+    };
+    let kept = || {
+        let entries = std::fs::read_dir(cache.path()).unwrap();
+        let mut folders: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+        folders.sort();
+        folders
+    };
+    let first = run();
+    let [model, step] = &kept()[..] else {
+        panic!("{:?}", kept());
+    };
+    let written = |folder: &Path, name: &str| {
+        let file = std::fs::metadata(folder.join(name)).unwrap();
+        file.modified().unwrap()
+    };
+    let before = (written(model, "nodes"), written(step, "nodes"));
+    assert_eq!(run(), first);
+    assert_eq!((written(model, "nodes"), written(step, "nodes")), before);
+    std::fs::write(step.join("step.onnx"), "not a graph").unwrap();
+    assert_eq!(run(), first);
+    let after = (written(model, "nodes"), written(step, "nodes"));
+    assert_eq!(after.0, before.0);
+    assert!(after.1 > before.1, "compiled again");
 
     // ONNX Runtime itself takes this for a success, on the CPU.
     let nothing = refused(&open(&folder.join("libnothing.so"), true));

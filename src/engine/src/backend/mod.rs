@@ -9,6 +9,7 @@
 //! as long as they were before the call.
 
 mod assignment;
+mod compiled;
 pub mod fixed;
 pub mod library;
 pub mod ort_paged;

@@ -15,8 +15,10 @@ use ort::session::builder::SessionBuilder;
 use ort::session::{Session, SessionInputValue};
 use ort::value::{Outlet, Tensor, TensorElementType, TensorRef, ValueType};
 
+use super::compiled::Compiled;
 use super::provider::{self, Placement, Provider};
 use super::{Backend, BackendError, Bytes, Capabilities, Logits, MemoryUse, Row, SeqId, Step};
+use crate::events;
 
 /// Name of this backend.
 pub const NAME: &str = "ort-portable";
@@ -378,20 +380,54 @@ pub(super) fn session(
     options: &Options,
 ) -> Result<(Session, Option<Placement>), BackendError> {
     let told = |error: String| failed(format!("{}: {error}", model.display()));
-    let mut builder = builder(env, options.threads).map_err(|error| told(error.to_string()))?;
-    let provider = options.provider.as_ref();
-    builder = match provider {
-        Some(provider) => provider.apply(env, builder).map_err(&told)?,
-        None => provider::on_cpu(env, builder).map_err(|error| told(error.to_string()))?,
+    let plain = |error: ort::Error| failed(format!("{}: {error}", model.display()));
+    let builder = || builder(env, options.threads).map_err(plain);
+    let Some(provider) = &options.provider else {
+        let mut builder = provider::on_cpu(env, builder()?).map_err(plain)?;
+        return Ok((builder.commit_from_file(model).map_err(plain)?, None));
     };
-    let session = builder
-        .commit_from_file(model)
-        .map_err(|error| told(error.to_string()))?;
-    let placement = provider
-        .map(|provider| provider.judge(&session))
-        .transpose()
-        .map_err(told)?;
-    Ok((session, placement))
+    let open = |mut builder: SessionBuilder, model: &Path| {
+        let session = builder.commit_from_file(model);
+        let session = session.map_err(|error| error.to_string())?;
+        let placement = provider.judge(&session)?;
+        Ok::<_, String>((session, placement))
+    };
+    let kept = Compiled::of(provider, model).map_err(|error| told(error.to_string()))?;
+    if let Some((graph, nodes)) = kept.as_ref().and_then(Compiled::found) {
+        let builder = provider.apply(env, builder()?).map_err(told)?;
+        match open(builder, &graph) {
+            Ok((session, placement)) if placement.left() == 0 => {
+                let taken = nodes;
+                return Ok((session, Some(Placement { taken, ..placement })));
+            }
+            Ok(_) => events::compiled_refused("the provider left a part of it to the CPU"),
+            Err(reason) => events::compiled_refused(&reason),
+        }
+    }
+    let mut builder = provider.apply(env, builder()?).map_err(told)?;
+    let kept = kept.filter(|kept| match kept.prepare() {
+        Ok(()) => true,
+        Err(error) => {
+            events::not_kept(&error);
+            false
+        }
+    });
+    if let Some(kept) = &kept {
+        builder = kept.record(builder).map_err(told)?;
+    }
+    let opened = open(builder, model);
+    match (&kept, &opened) {
+        (Some(kept), Ok((_, placement))) => {
+            // It is only slower at the next start.
+            if let Err(error) = kept.keep(placement) {
+                events::not_kept(&error);
+            }
+        }
+        (Some(kept), Err(_)) => kept.forget(),
+        (None, _) => {}
+    }
+    let (session, placement) = opened.map_err(told)?;
+    Ok((session, Some(placement)))
 }
 
 /// Length of a row of logits.

@@ -71,6 +71,16 @@ impl ProviderKind {
     }
 }
 
+impl ProviderKind {
+    /// Whether what it makes of a graph can be kept as [`Compiled`](super::compiled::Compiled).
+    ///
+    /// `TensorRT` keeps its engines by options of its own.
+    #[must_use]
+    pub const fn compiles(self) -> bool {
+        matches!(self, Self::Qnn)
+    }
+}
+
 impl fmt::Display for ProviderKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
@@ -103,6 +113,8 @@ pub struct Provider {
     pub options: BTreeMap<String, String>,
     /// Whether nodes that it does not take may run on the CPU.
     pub partial: bool,
+    /// Folder that keeps what it compiled, where it [`compiles`](ProviderKind::compiles).
+    pub cache: Option<PathBuf>,
 }
 
 impl Provider {

@@ -89,6 +89,9 @@ pub struct Provider {
     pub library: Option<PathBuf>,
     /// Whether the CPU may run what the provider does not take; `status` tells how much that is.
     pub partial: bool,
+    /// Folder that keeps what `qnn` compiled for the next start; systemd's cache directory when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache: Option<PathBuf>,
     /// Options of the provider, by its own names.
     pub options: BTreeMap<String, String>,
 }
@@ -466,6 +469,8 @@ impl Model {
             library: asked.library.clone(),
             options: asked.options.clone(),
             partial: asked.partial,
+            cache: (asked.cache.clone())
+                .or_else(|| std::env::var_os("CACHE_DIRECTORY").map(PathBuf::from)),
         }))
     }
 }
