@@ -203,7 +203,7 @@ unsafe fn part_of<const BITS: usize, const GROUPS: usize>(job: &Job<'_>, part: P
         for row in 0..part.rows {
             let mut lanes = [0.0; LANES];
             _mm256_storeu_ps(lanes.as_mut_ptr(), *sums.add(row));
-            job.store(part.row + row, part.first + part.skip, &lanes[part.skip..]);
+            job.store_lanes(part.row + row, part.first, part.skip, &lanes);
         }
     }
 }

@@ -8,12 +8,12 @@
 //! the same code, and weights are never stored in another order.
 
 use std::arch::x86_64::{
-    __m512, __m512i, _MM_HINT_T1, _mm_loadu_si128, _mm_prefetch, _mm512_add_epi32,
-    _mm512_and_si512, _mm512_castsi128_si512, _mm512_castsi512_ps, _mm512_cvtepi32_ps,
-    _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_inserti32x4, _mm512_loadu_si512, _mm512_mul_ps,
-    _mm512_mullo_epi32, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
-    _mm512_setzero_si512, _mm512_shuffle_i32x4, _mm512_srli_epi16, _mm512_storeu_ps,
-    _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
+    __m512, __m512i, _MM_HINT_T1, _mm_loadu_si128, _mm_prefetch, _mm512_and_si512,
+    _mm512_castsi128_si512, _mm512_castsi512_ps, _mm512_cvtepi32_ps, _mm512_dpbusd_epi32,
+    _mm512_fmadd_ps, _mm512_inserti32x4, _mm512_loadu_si512, _mm512_mul_ps, _mm512_mullo_epi32,
+    _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512,
+    _mm512_shuffle_i32x4, _mm512_srli_epi16, _mm512_storeu_ps, _mm512_unpackhi_epi32,
+    _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
 };
 
 use super::activations::{CHUNK, Group, quantise};
@@ -24,6 +24,9 @@ use super::scalar;
 const LANES: usize = 16;
 /// Rows that share a turned chunk: their sums stay in an L1 cache beside it.
 const ROWS: usize = 128;
+/// Rows at a time: as many sums as it takes that none is waited for, and no
+/// more than registers hold.
+const TALL: usize = 8;
 
 /// See [`quantise`].
 ///
@@ -84,6 +87,25 @@ const fn chunk_bytes(bits: usize) -> usize {
     CHUNK / 8 * bits
 }
 
+/// A chunk of sixteen outputs, turned, with the scales and zeros of its blocks.
+#[derive(Clone, Copy, Debug)]
+struct Turned {
+    values: *const __m512i,
+    scales: *const __m512,
+    zeros: Option<*const __m512i>,
+    /// What the same chunk of the next outputs takes in memory.
+    next: *const u8,
+}
+
+/// Where the activations of the next rows lie in a chunk, and their sums.
+#[derive(Clone, Copy, Debug)]
+struct Rows {
+    values: *const i32,
+    scales: *const f32,
+    starts: *const i32,
+    sums: *mut __m512,
+}
+
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
 unsafe fn part_of<const BITS: usize, const GROUPS: usize>(job: &Job<'_>, part: Part) {
@@ -92,14 +114,13 @@ unsafe fn part_of<const BITS: usize, const GROUPS: usize>(job: &Job<'_>, part: P
     let row_bytes = weights.row_bytes();
     let bytes = chunk_bytes(BITS);
     let blocks = weights.blocks();
-    let zeros = weights.zero_points.is_some();
     let mut sums = [const { std::mem::MaybeUninit::<__m512>::uninit() }; ROWS];
     for sum in &mut sums[..part.rows] {
         sum.write(_mm512_setzero_ps());
     }
     let sums = sums.as_mut_ptr().cast::<__m512>();
     let mut scales = [_mm512_setzero_ps(); LANES];
-    let mut zero = [_mm512_setzero_si512(); LANES];
+    let mut zeros = [_mm512_setzero_si512(); LANES];
     let mut filled = usize::MAX;
     // SAFETY: `Quantised` checked that values, scales and zero points have
     // whole rows; chunks that would pass the end of a row are copied first.
@@ -109,10 +130,10 @@ unsafe fn part_of<const BITS: usize, const GROUPS: usize>(job: &Job<'_>, part: P
         let factors = weights.scales.as_ptr().add(part.first * blocks);
         for chunk in 0..shape.chunks {
             let at = chunk * bytes;
-            let next = LANES * (row_bytes + at);
-            fetch(values.wrapping_add(next), LANES * bytes);
-            let next = LANES * (blocks + ((chunk * GROUPS) >> shape.block_shift));
-            fetch(factors.wrapping_add(next).cast(), LANES * GROUPS * 4);
+            let next = values.wrapping_add(LANES * (row_bytes + at));
+            if part.rows < TALL {
+                fetch(next, LANES * bytes);
+            }
             let turned = if at + bytes <= row_bytes {
                 turn::<BITS>(values.add(at), row_bytes)
             } else {
@@ -127,65 +148,106 @@ unsafe fn part_of<const BITS: usize, const GROUPS: usize>(job: &Job<'_>, part: P
             // The block of the first group; its scale and those of the groups
             // after it are in the same sixteen.
             let block = (chunk * GROUPS) >> shape.block_shift;
+            debug_assert!(block < blocks);
             if filled != block / LANES {
                 filled = block / LANES;
                 turn_scales(job, part.first, filled * LANES, &mut scales);
-                if zeros {
-                    gather_zeros(job, part.first, filled * LANES, &mut zero);
+                if weights.zero_points.is_some() {
+                    gather_zeros(job, part.first, filled * LANES, &mut zeros);
                 }
             }
             let place = block % LANES;
-            debug_assert!(block < blocks);
+            let turned = Turned {
+                values: turned.as_ptr(),
+                scales: scales.as_ptr().add(place),
+                zeros: (weights.zero_points.is_some()).then(|| zeros.as_ptr().add(place)),
+                next,
+            };
+            fetch(
+                factors.wrapping_add(LANES * (blocks + block)).cast(),
+                LANES * GROUPS * 4,
+            );
             let groups = (chunk * acts.rows + part.row) * GROUPS;
-            let mut a = acts
-                .values
-                .as_ptr()
-                .add(groups * (CHUNK / GROUPS))
-                .cast::<i32>();
-            let mut scale = acts.scales.as_ptr().add(groups);
-            let mut start = acts.starts.as_ptr().add(groups);
-            let mut sum = sums;
-            for _ in 0..part.rows {
-                let mut total = *sum;
-                for group in 0..GROUPS {
-                    let quads = 16 / GROUPS;
-                    let begin = _mm512_set1_epi32(*start.add(group));
-                    let mut dot = if zeros {
-                        _mm512_mullo_epi32(begin, zero[place + group])
-                    } else {
-                        begin
-                    };
-                    // Two chains: one alone would wait for itself.
-                    let mut other = _mm512_setzero_si512();
-                    for quad in (group * quads..(group + 1) * quads).step_by(2) {
-                        let (first, second) = (*a.add(quad), *a.add(quad + 1));
-                        dot = _mm512_dpbusd_epi32(dot, turned[quad], _mm512_set1_epi32(first));
-                        let second = _mm512_set1_epi32(second);
-                        if GROUPS == 1 {
-                            other = _mm512_dpbusd_epi32(other, turned[quad + 1], second);
-                        } else {
-                            dot = _mm512_dpbusd_epi32(dot, turned[quad + 1], second);
-                        }
-                    }
-                    if GROUPS == 1 {
-                        dot = _mm512_add_epi32(dot, other);
-                    }
-                    let worth =
-                        _mm512_mul_ps(scales[place + group], _mm512_set1_ps(*scale.add(group)));
-                    total = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), worth, total);
-                }
-                *sum = total;
-                sum = sum.add(1);
-                a = a.add(CHUNK / 4);
-                scale = scale.add(GROUPS);
-                start = start.add(GROUPS);
+            let mut rows = Rows {
+                values: acts
+                    .values
+                    .as_ptr()
+                    .add(groups * (CHUNK / GROUPS))
+                    .cast::<i32>(),
+                scales: acts.scales.as_ptr().add(groups),
+                starts: acts.starts.as_ptr().add(groups),
+                sums,
+            };
+            let mut left = part.rows;
+            if left >= TALL {
+                tile::<BITS, GROUPS, TALL, true>(turned, &mut rows);
+                left -= TALL;
+            }
+            while left >= TALL {
+                tile::<BITS, GROUPS, TALL, false>(turned, &mut rows);
+                left -= TALL;
+            }
+            for _ in 0..left {
+                tile::<BITS, GROUPS, 1, false>(turned, &mut rows);
             }
         }
         for row in 0..part.rows {
             let mut lanes = [0.0; LANES];
             _mm512_storeu_ps(lanes.as_mut_ptr(), *sums.add(row));
-            job.store(part.row + row, part.first + part.skip, &lanes[part.skip..]);
+            job.store_lanes(part.row + row, part.first, part.skip, &lanes);
         }
+    }
+}
+
+/// Adds a chunk to the sums of HEIGHT rows, and goes on to the rows after them.
+///
+/// With HINTS it asks for the same chunk of the next outputs, line by line
+/// between products: a core has some twenty reads under way, and stops when it
+/// is asked for more.
+#[inline(always)]
+unsafe fn tile<const BITS: usize, const GROUPS: usize, const HEIGHT: usize, const HINTS: bool>(
+    turned: Turned,
+    rows: &mut Rows,
+) {
+    // SAFETY: HEIGHT rows are there; registers need the features of the callers.
+    unsafe {
+        let mut totals = [_mm512_setzero_ps(); HEIGHT];
+        for (row, total) in totals.iter_mut().enumerate() {
+            *total = *rows.sums.add(row);
+        }
+        for group in 0..GROUPS {
+            let quads = 16 / GROUPS;
+            let mut dots = [_mm512_setzero_si512(); HEIGHT];
+            for (row, dot) in dots.iter_mut().enumerate() {
+                *dot = _mm512_set1_epi32(*rows.starts.add(row * GROUPS + group));
+                if let Some(zeros) = turned.zeros {
+                    *dot = _mm512_mullo_epi32(*dot, *zeros.add(group));
+                }
+            }
+            for quad in group * quads..(group + 1) * quads {
+                if HINTS && quad < chunk_bytes(BITS) * LANES / 64 {
+                    _mm_prefetch::<_MM_HINT_T1>(turned.next.wrapping_add(quad * 64).cast());
+                }
+                let weights = *turned.values.add(quad);
+                for (row, dot) in dots.iter_mut().enumerate() {
+                    let x = _mm512_set1_epi32(*rows.values.add(row * (CHUNK / 4) + quad));
+                    *dot = _mm512_dpbusd_epi32(*dot, weights, x);
+                }
+            }
+            let scales = *turned.scales.add(group);
+            for (row, (total, dot)) in totals.iter_mut().zip(dots).enumerate() {
+                let x = _mm512_set1_ps(*rows.scales.add(row * GROUPS + group));
+                let worth = _mm512_mul_ps(scales, x);
+                *total = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), worth, *total);
+            }
+        }
+        for (row, total) in totals.into_iter().enumerate() {
+            *rows.sums.add(row) = total;
+        }
+        rows.values = rows.values.add(HEIGHT * (CHUNK / 4));
+        rows.scales = rows.scales.add(HEIGHT * GROUPS);
+        rows.starts = rows.starts.add(HEIGHT * GROUPS);
+        rows.sums = rows.sums.add(HEIGHT);
     }
 }
 

@@ -36,6 +36,23 @@ impl Job<'_> {
             None => out.copy_from_slice(sums),
         }
     }
+
+    /// Stores all lanes of a register of sums but the first `skip`, as [`Job::store`] does.
+    #[inline(always)]
+    pub(super) fn store_lanes<const LANES: usize>(
+        &self,
+        row: usize,
+        output: usize,
+        skip: usize,
+        sums: &[f32; LANES],
+    ) {
+        // A length that is known is one instruction; one that is not, a call.
+        if skip == 0 {
+            self.store(row, output, sums);
+        } else {
+            self.store(row, output + skip, &sums[skip..]);
+        }
+    }
 }
 
 /// Outputs that a kernel takes at a time.
