@@ -22,7 +22,7 @@ MODEL ?= models/glm-mini
 PYTHON_ENV := target/python
 PYTHON_STAMP = $(PYTHON_ENV)/$(shell cat tests/python/requirements*.txt | sha256sum | cut -c1-16)
 
-.PHONY: help run test test-providers bench faults small-box sanitize test-cross test-home-assistant cargo-deb package-build deb test-deb bundle lint check-units clean onnxruntime tokenizers mosquitto train train-env train-data train-smoke python-env python-tests
+.PHONY: help run test test-providers bench faults small-box test-own-kernel sanitize test-cross test-home-assistant cargo-deb package-build deb test-deb bundle lint check-units clean onnxruntime tokenizers mosquitto train train-env train-data train-smoke python-env python-tests
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | column -t -s:
@@ -166,6 +166,10 @@ small-box: onnxruntime $(EDGE)/glm.json ## Start-up, memory and speed on one pro
 	fi
 	GLMD_MODEL__BACKEND=tract-paged tests/small_box.sh target/release $(MODEL) 128
 	GLMD_MODEL__BACKEND=tract-paged tests/small_box.sh target/release $(EDGE) 2048
+
+test-own-kernel: ## glmd on control groups of version 2, beside a program that takes the memory, in an emulated PC
+	$(CARGO) build --locked --release --workspace --bin glmd --bin glmctl
+	tests/own_kernel.sh target/release $(MODEL)
 
 # CROSS=kernels leaves out what takes longer than a few minutes.
 test-cross: ## Under emulation: kernels on four ARM cores, glmd and glmctl with the bundled model
