@@ -18,6 +18,7 @@
 //! | [`desk`], [`acks`], [`outbox`], [`backoff`] | pure: requests, acknowledgements, messages, waits |
 //! | [`journal`], [`clerk`] | answers on the disk, and the thread that puts them there |
 //! | [`request`], [`topics`], [`envelope`], [`message`] | what is said |
+//! | [`news`] | what is told as it happens |
 //! | [`presence`], [`discovery`] | state and last will; what Home Assistant finds |
 //! | [`events`] | what the operator is told |
 //! | `serve` | the daemon as what answers |
@@ -33,6 +34,7 @@ pub mod events;
 pub mod journal;
 pub mod link;
 pub mod message;
+pub mod news;
 pub mod outbox;
 pub mod presence;
 pub mod request;

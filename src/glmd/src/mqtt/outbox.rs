@@ -16,7 +16,7 @@ pub enum Class {
     State,
     /// Answer to a request; reported by this number when the broker has it.
     Answer(u64),
-    /// Piece of an answer.
+    /// Piece of an answer, or news: what can be missed.
     Chunk,
 }
 

@@ -112,6 +112,30 @@ async fn the_node_says_that_it_is_there_and_that_it_leaves() {
 }
 
 #[tokio::test]
+async fn refusals_are_told_as_they_happen() {
+    let (broker, folder, echo) = (Broker::start().await, folder(), Echo::default());
+    let _node = Node::start(broker.address(), folder.path(), echo.clone(), |_| {});
+    let mut line = broker.accept().await;
+    line.accept(Accept::default()).await;
+    line.grant(1).await;
+    // It has looked once when its figures come.
+    let event = loop {
+        let Packet::Publish(publish) = line.packet().await else {
+            continue;
+        };
+        match publish.topic.as_str() {
+            "glmd/n1/stats" => echo.refuse(2),
+            "glmd/n1/event" => break publish,
+            _ if publish.qos > 0 => line.acknowledge(publish.id).await,
+            _ => {}
+        }
+    };
+    assert_eq!((event.qos, event.retain), (1, false));
+    let told = json!({"type": "refused", "count": 2, "level": "green"});
+    assert_eq!(event.json(), told);
+}
+
+#[tokio::test]
 async fn what_a_node_that_ends_has_not_answered_stays_with_the_broker() {
     let (broker, folder, echo) = (Broker::start().await, folder(), Echo::default());
     let requests = [asking(1, "slow"), asking(2, "late"), asking(3, "later")].map(|r| Publish {

@@ -26,6 +26,8 @@ struct State {
     /// Refusals before the first answer.
     busy: AtomicUsize,
     ending: AtomicBool,
+    /// Refusals as `stats` counts them.
+    refused: AtomicUsize,
     cancelled: Mutex<Vec<String>>,
     operated: Mutex<Vec<Operation>>,
 }
@@ -40,6 +42,11 @@ impl Echo {
     /// From now on it takes nothing new, as an engine that ends.
     pub fn end(&self) {
         self.0.ending.store(true, Ordering::SeqCst);
+    }
+
+    /// Counts so many refusals more.
+    pub fn refuse(&self, times: usize) {
+        self.0.refused.fetch_add(times, Ordering::SeqCst);
     }
 
     /// Times that an answer was begun.
@@ -121,7 +128,8 @@ impl Answering for Echo {
     }
 
     fn stats(&self) -> Value {
-        json!({"level": "green", "phase": "ready", "requests": {"queued": 0}})
+        let refused = self.0.refused.load(Ordering::SeqCst);
+        json!({"level": "green", "phase": "ready", "requests": {"queued": 0, "refused": refused}})
     }
 }
 

@@ -45,6 +45,7 @@ use super::events;
 use super::journal::{Answers, Key, Record};
 use super::link::{Connection, Event, Settings};
 use super::message::Message;
+use super::news::Look;
 use super::outbox::{Class, Outbox};
 use super::presence::Presence;
 pub use answering::{Answering, Ask, Pieces};
@@ -119,7 +120,7 @@ pub struct Session<A> {
     /// What `info` said last.
     info: Value,
     stats_at: Instant,
-    level: String,
+    look: Option<Look>,
     phase: String,
     draining: bool,
 }
@@ -166,7 +167,7 @@ impl<A: Answering> Session<A> {
             look_at: now,
             info: Value::Null,
             stats_at: now,
-            level: String::new(),
+            look: None,
             phase: String::new(),
             draining: false,
             settings,

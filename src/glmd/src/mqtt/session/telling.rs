@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::super::message::{Message, Qos};
+use super::super::news::Look;
 use super::super::outbox::Class;
 use super::{Answering, Session};
 
@@ -40,15 +41,19 @@ impl<A: Answering> Session<A> {
             self.announce(now);
         }
         let mut stats = self.answering.stats();
-        let level = stats["level"].as_str().unwrap_or_default().to_owned();
+        let look = Look::new(&self.info, &stats);
         let phase = stats["phase"].as_str().unwrap_or_default().to_owned();
-        let changed = level != self.level || phase != self.phase;
-        if level != self.level && !self.level.is_empty() {
-            let event = json!({"type": "level", "from": self.level, "to": level}).to_string();
+        let news = match &self.look {
+            Some(before) => look.news(before),
+            None => Vec::new(),
+        };
+        let changed = phase != self.phase || !news.is_empty();
+        for event in news {
             let topic = self.options.presence.topics().event();
-            let mut message = Message::passing(topic, event);
+            let mut message = Message::passing(topic, event.to_string());
             message.qos = Qos::AtLeastOnce;
-            self.outbox.put(Class::State, message);
+            // Each is told, but answers go first when there is too much.
+            self.outbox.put(Class::Chunk, message);
         }
         if changed || now >= self.stats_at {
             self.stats_at = now + self.options.stats_every;
@@ -61,7 +66,7 @@ impl<A: Answering> Session<A> {
             self.outbox
                 .put(Class::State, Message::passing(topic, stats.to_string()));
         }
-        self.level = level;
+        self.look = Some(look);
         self.phase = phase;
     }
 }
