@@ -13,7 +13,9 @@
 mod tile;
 
 use crate::error::{KernelError, expect_size};
-use crate::isa::{Isa, Kernels};
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use crate::isa::Isa;
+use crate::isa::Kernels;
 use crate::kv::{BLOCK_TOKENS, KvCache, OpenStep};
 use crate::parallel::Parallel;
 use crate::shared::Output;

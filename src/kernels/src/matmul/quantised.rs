@@ -38,6 +38,7 @@ impl Job<'_> {
     }
 
     /// Stores all lanes of a register of sums but the first `skip`, as [`Job::store`] does.
+    #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     pub(super) fn store_lanes<const LANES: usize>(
         &self,
