@@ -1,6 +1,6 @@
 """What each part of the objective does: small networks from nothing, at the same number of processed tokens.
 
-    python ablate.py --out ablation.json --svg ablation.svg [--steps 700]
+    python ablate.py --out ablation.json --svg ablation.svg [--steps 450]
 
 Texts are paragraphs of the help books and strings of device dialogues, in a
 vocabulary of their own. Every variant draws from the same sequence of texts
@@ -221,7 +221,7 @@ def train(texts, variant, held, a):
         opt.step()
         opt.zero_grad()
         seen += sum(len(s) for _, s in drawn)
-        if (step + 1) % max(1, a.steps // 8) == 0:
+        if (step + 1) % max(1, a.steps // 6) == 0:
             nats = losses(net, [lay_out(variant, p, q, [0]) for p, q in held.one])
             curve.append([seen, round(float(np.mean(np.concatenate(nats))), 4)])
             print(f"{variant:14} step {step + 1} {curve[-1]}", flush=True)
@@ -264,8 +264,8 @@ def main():
     p.add_argument("--out", type=Path, required=True, help="JSON; variants that it already holds are not run again")
     p.add_argument("--svg", type=Path)
     p.add_argument("--variants", nargs="*", default=[*VARIANTS, "glm, other seed"])
-    p.add_argument("--steps", type=int, default=700)
-    p.add_argument("--tokens", type=int, default=1024, help="tokens a step")
+    p.add_argument("--steps", type=int, default=450)
+    p.add_argument("--tokens", type=int, default=2048, help="tokens a step")
     p.add_argument("--lr", type=float, default=2e-3)
     p.add_argument("--limit", type=int, default=0, help="held-out blanks of each set")
     p.add_argument("--seed", type=int, default=1)

@@ -33,6 +33,9 @@ PHASES = [
     (2240, {"wiki": .20, "help": .23, "device": .16, "recipes": .01, "wordnet": .01, "zh": .01,
             "topic": .09, "severity": .09, "intent_en": .06, "intent_zh": .02,
             "intent_en_wide": .09, "intent_zh_wide": .03}, (0.1, 0.28), 12.0),
+    (2740, {"wiki": .10, "help": .12, "device": .11, "recipes": 0, "wordnet": 0, "zh": .01,
+            "topic": .20, "severity": .11, "intent_en": .16, "intent_zh": .08,
+            "intent_en_wide": .07, "intent_zh_wide": .04}, (0.1, 0.25), 12.0),
 ]
 # From which step on: lengths of short blanks, and of windows of running text in tokens. The shipped
 # model filled phrases where one word was missing, so the last part asks for one word more often.
