@@ -6,6 +6,8 @@
 //! has weights of its own, since runtimes share what is equal. Magnitudes are
 //! such that activations keep their size from layer to layer.
 
+mod dynamic;
+
 use std::fs::{self, File};
 use std::io::{BufWriter, Seek as _, SeekFrom, Write as _};
 use std::path::Path;
@@ -18,6 +20,8 @@ use crate::graph::{self, Constant, Options, Source, Vector, build, place, rotati
 use crate::model_dir::{DATA, GRAPH, Tell};
 use crate::proto::tensor_proto::DataType;
 use crate::{Error, Result};
+
+pub use dynamic::dynamic_integers;
 
 /// Bytes that are made at a time; a multiple of every element size.
 const PIECE: usize = 1 << 20;
@@ -212,34 +216,31 @@ mod tests {
         ModelSpec::from_config(&config, &Hints::default()).unwrap()
     }
 
-    #[test]
-    fn a_model_is_whole_and_the_same_seed_gives_it_again() {
+    fn int8() -> Options {
         let int8 = Precision::Quantised(Quantisation {
             scheme: Scheme::Int8,
             block: Block::Of(32),
         });
-        let options = Options {
+        Options {
             layers: int8,
             head: int8,
             embedding: Table::Half,
             tied_head: false,
             max_positions: 64,
             fixed: None,
-        };
+        }
+    }
+
+    #[test]
+    fn a_model_is_whole_and_the_same_seed_gives_it_again() {
         let mut bytes = Vec::new();
         for seed in [1, 1, 2] {
             let folder = tempfile::tempdir().unwrap();
             let mut last = (0, 0);
-            write(
-                &spec(),
-                &options,
-                folder.path(),
-                seed,
-                &mut |done, total| {
-                    last = (done, total);
-                    Ok(())
-                },
-            )
+            write(&spec(), &int8(), folder.path(), seed, &mut |done, total| {
+                last = (done, total);
+                Ok(())
+            })
             .unwrap();
             let graph = fs::read(folder.path().join(GRAPH)).unwrap();
             let data = fs::read(folder.path().join(DATA)).unwrap();
@@ -250,5 +251,43 @@ mod tests {
         }
         assert_eq!(bytes[0], bytes[1]);
         assert_ne!(bytes[0].1, bytes[2].1);
+    }
+
+    #[test]
+    fn dynamically_quantised_products_take_the_place_of_all_others() {
+        let folder = tempfile::tempdir().unwrap();
+        write(&spec(), &int8(), folder.path(), 1, &mut |_, _| Ok(())).unwrap();
+        let bytes = fs::read(folder.path().join(GRAPH)).unwrap();
+        let size = fs::metadata(folder.path().join(DATA)).unwrap().len();
+        let before = ModelProto::decode(bytes.as_slice()).unwrap();
+        let mut model = before.clone();
+        let of = |model: &ModelProto, op: &str| {
+            let nodes = &model.graph.as_ref().unwrap().node;
+            nodes.iter().filter(|node| node.op_type == op).count()
+        };
+        let count = dynamic_integers(&mut model);
+        assert!(count > 0);
+        assert_eq!(of(&before, "MatMulNBits"), count);
+        assert_eq!(of(&model, "MatMulNBits"), 0);
+        assert_eq!(of(&model, "MatMulInteger"), count);
+        // Every constant has the bytes that its shape asks for, inside the file.
+        for constant in &model.graph.as_ref().unwrap().initializer {
+            let number = |key: &str| {
+                let entry = constant.external_data.iter().find(|e| e.key == key)?;
+                entry.value.parse::<u64>().ok()
+            };
+            let width = match DataType::try_from(constant.data_type).unwrap() {
+                DataType::Float => 4,
+                DataType::Float16 => 2,
+                DataType::Int8 | DataType::Uint8 => 1,
+                _ => continue,
+            };
+            let sizes = constant.dims.iter().map(|size| size.unsigned_abs());
+            let wanted = sizes.product::<u64>() * width;
+            if let (Some(offset), Some(length)) = (number("offset"), number("length")) {
+                assert_eq!(length, wanted, "{}", constant.name);
+                assert!(offset + length <= size, "{}", constant.name);
+            }
+        }
     }
 }

@@ -1,10 +1,11 @@
-//! The unmodified graph in ONNX Runtime, batched, with its caches written in place.
+//! Ours beside ONNX Runtime: the same graph, batched, with its caches written in place.
 //!
 //! This is how ONNX Runtime GenAI runs a decoder: past and present of a layer
 //! are one tensor `[batch, heads, longest, width]`, and the mask says how much
 //! of each row is filled. Attention does not care what the caches hold, so
 //! texts are held without encoding them first.
 
+use std::fs;
 use std::path::Path;
 
 use ort::environment::Environment;
@@ -14,9 +15,21 @@ use ort::value::Tensor;
 
 use super::subject::Subject;
 use glm::ModelSpec;
+use glm_onnx::proto::ModelProto;
+use glm_onnx::synthetic;
+use prost::Message as _;
 
 /// Places behind the longest text, so that no step grows the caches.
 const ROOM: usize = 64;
+
+/// Which products the graph has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Products {
+    /// Those of the file.
+    AsStored,
+    /// Dynamically quantised ones, with a scale for each output.
+    Dynamic,
+}
 
 /// A session and the texts that its caches hold.
 pub struct Unmodified<'a> {
@@ -34,11 +47,24 @@ impl<'a> Unmodified<'a> {
         graph: &Path,
         spec: &'a ModelSpec,
         threads: usize,
+        products: Products,
     ) -> Result<Self, String> {
+        let dynamic = match products {
+            Products::AsStored => None,
+            Products::Dynamic => Some(dynamic(graph)?),
+        };
         let open = || -> ort::Result<Session> {
-            Session::builder(env)?
-                .with_intra_threads(threads)?
-                .commit_from_file(graph)
+            let mut builder = Session::builder(env)?.with_intra_threads(threads)?;
+            match &dynamic {
+                None => builder.commit_from_file(graph),
+                Some(model) => {
+                    let folder = graph.parent().unwrap_or_else(|| Path::new("."));
+                    let key = "session.model_external_initializers_file_folder_path";
+                    builder
+                        .with_config_entry(key, folder.to_string_lossy())?
+                        .commit_from_memory(model)
+                }
+            }
         };
         Ok(Self {
             session: open().map_err(text)?,
@@ -117,6 +143,17 @@ impl Subject for Unmodified<'_> {
             *length = (*length + 1).min(self.longest);
         }
         self.run(1).map_err(text)
+    }
+}
+
+/// The graph with dynamically quantised products.
+fn dynamic(graph: &Path) -> Result<Vec<u8>, String> {
+    let named = |error: &dyn std::fmt::Display| format!("{}: {error}", graph.display());
+    let bytes = fs::read(graph).map_err(|error| named(&error))?;
+    let mut model = ModelProto::decode(bytes.as_slice()).map_err(|error| named(&error))?;
+    match synthetic::dynamic_integers(&mut model) {
+        0 => Err(named(&"no product has weights of eight bits")),
+        _ => Ok(model.encode_to_vec()),
     }
 }
 

@@ -3,13 +3,16 @@
 //! The model has random weights, since speed depends on shapes alone, and is
 //! kept for the next run. Figures are the best of some steps: whatever else
 //! runs on the machine makes steps longer, never shorter. With `--against ort`
-//! the same file runs unmodified in ONNX Runtime, in turn with ours.
+//! the same file runs unmodified in ONNX Runtime, in turn with ours, and prompts
+//! also with dynamically quantised products. `--variants` adds what other
+//! integers, runtimes, instruction sets and threads make of some figures.
 
 mod against;
 mod machine;
 mod report;
 mod shapes;
 mod subject;
+mod variants;
 
 use std::env;
 use std::fs;
@@ -68,6 +71,9 @@ pub struct Bench {
     /// Only these figures: 1, 2, 4, 8, 16 or 8r texts that are continued; p32, p128 or p512 for prompts
     #[arg(long, value_delimiter = ',', value_name = "FIGURE")]
     only: Vec<String>,
+    /// Also measure INT4, tract, AVX2 and one thread, each in a process of its own
+    #[arg(long)]
+    variants: bool,
     /// Only this backend: ort-paged, tract-paged or ort-portable
     #[arg(long)]
     backend: Option<BackendKind>,
@@ -165,6 +171,11 @@ impl Bench {
         let taken = machine::anonymous().saturating_sub(before);
         report.anon_mib = mib(taken.saturating_sub(kv));
         self.figures(&graph, &options, &spec, backend.as_mut(), &bar, &mut report)?;
+        if self.variants {
+            // Nothing else takes memory and processors meanwhile.
+            drop(backend);
+            report.variants = variants::measure(self, &bar)?;
+        }
         bar.done();
         Ok(report)
     }
@@ -202,7 +213,8 @@ impl Bench {
         bar: &Bar,
         report: &mut Report,
     ) -> Result<()> {
-        let mut other = Other::open(self.against, graph, options, spec)?;
+        let as_stored = against::Products::AsStored;
+        let mut other = Other::open(self.against, graph, options, spec, as_stored)?;
         let mut engine = Engine::new(backend, spec);
         let longest = spec.max_positions.min(LONGEST);
         let prompts = PROMPTS.into_iter().filter(|length| *length <= longest);
@@ -214,7 +226,8 @@ impl Bench {
                 length.to_string(),
                 Prefill {
                     tok_s: rate(length, ours),
-                    vs_ort: theirs.map(|time| time.as_secs_f64() / ours.as_secs_f64()),
+                    vs_ort: theirs.map(|time| ratio(time, ours)),
+                    vs_integer: None,
                 },
             );
         }
@@ -233,12 +246,28 @@ impl Bench {
                 Decode {
                     tok_s: rate(lengths.len(), ours),
                     roofline: read / (report.bandwidth_gb_s * 1e9),
-                    vs_ort: theirs.map(|time| time.as_secs_f64() / ours.as_secs_f64()),
+                    vs_ort: theirs.map(|time| ratio(time, ours)),
                 },
             );
         }
         // The last case, where nothing else was asked for ragged texts, is still held.
         report.kv_mib = mib(engine.memory().kv_used.0);
+        // One session of another at a time: each keeps a copy of the weights.
+        drop(other);
+        let causal = spec.visibility() == Visibility::Causal;
+        if self.quant == Integers::Int8 && causal && !report.prefill.is_empty() {
+            let dynamic = against::Products::Dynamic;
+            let mut other = Other::open(self.against, graph, options, spec, dynamic)?;
+            for (name, row) in &mut report.prefill {
+                let Ok(length) = name.parse::<usize>() else {
+                    continue;
+                };
+                bar.says(&format!("prompt of {length}, dynamically quantised"));
+                let ours = prompt_time(&mut engine, length)?;
+                let theirs = other.with(spec, |other| prompt_time(other, length))?;
+                row.vs_integer = theirs.map(|time| ratio(time, ours));
+            }
+        }
         Ok(())
     }
 
@@ -283,6 +312,7 @@ impl<'a> Other<'a> {
         graph: &Path,
         options: &Options,
         spec: &'a ModelSpec,
+        products: against::Products,
     ) -> Result<Self> {
         if against.is_none() {
             return Ok(Self::Nothing);
@@ -295,7 +325,7 @@ impl<'a> Other<'a> {
         }
         let environment = loading::environment(options)?;
         let threads = options.threads.unwrap_or(1);
-        against::Unmodified::open(&environment, graph, spec, threads)
+        against::Unmodified::open(&environment, graph, spec, threads, products)
             .map(|session| Self::Batched(Box::new(session)))
             .map_err(Failure::Measurement)
     }
@@ -343,6 +373,11 @@ fn best(run: &mut dyn FnMut() -> Result<(), String>) -> Result<Duration> {
         best = best.min(began.elapsed());
     }
     Ok(best)
+}
+
+/// How many times as long the first takes.
+fn ratio(theirs: Duration, ours: Duration) -> f64 {
+    theirs.as_secs_f64() / ours.as_secs_f64().max(1e-9)
 }
 
 /// Reads the files beside `graph` once.

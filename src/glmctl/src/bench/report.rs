@@ -33,6 +33,20 @@ pub struct Report {
     pub decode: BTreeMap<String, Decode>,
     /// By length of the prompt.
     pub prefill: BTreeMap<String, Prefill>,
+    /// Some figures of other settings, in the order in which they were measured.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub variants: Vec<Variant>,
+}
+
+/// Figures of one setting; the first one is that of the other tables.
+#[derive(Clone, Debug, Serialize)]
+pub struct Variant {
+    /// What is different.
+    pub name: &'static str,
+    /// Read bandwidth at that time.
+    pub bandwidth_gb_s: f64,
+    /// Tokens a second by figure, as `--only` names them.
+    pub tok_s: BTreeMap<&'static str, f64>,
 }
 
 /// One row of the decoding table.
@@ -55,6 +69,9 @@ pub struct Prefill {
     /// Ratio to the unmodified graph.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vs_ort: Option<f64>,
+    /// Ratio to the graph with dynamically quantised products.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vs_integer: Option<f64>,
 }
 
 impl Report {
@@ -97,18 +114,46 @@ impl Report {
                 ratio(row.vs_ort)
             );
         }
-        let _ = writeln!(out, "\n  prefill     tok/s             vs ORT");
+        let _ = writeln!(
+            out,
+            "\n  prefill     tok/s             vs ORT  vs MatMulInteger"
+        );
         let mut prefill: Vec<_> = self.prefill.iter().collect();
         prefill.sort_by_key(|(name, _)| name.parse::<usize>().unwrap_or(0));
         for (name, row) in prefill {
             let _ = writeln!(
                 out,
-                "  {name:<6}{:>11.1}           {}",
+                "  {name:<6}{:>11.1}           {}{}",
                 row.tok_s,
-                ratio(row.vs_ort)
+                ratio(row.vs_ort),
+                ratio(row.vs_integer)
             );
         }
+        self.variants_table(&mut out);
         out
+    }
+
+    /// The rows of other settings with their ratios to the first.
+    fn variants_table(&self, out: &mut String) {
+        let Some(first) = self.variants.first() else {
+            return;
+        };
+        // Writing to a string cannot fail.
+        let _ = write!(out, "\n  {:<14}{:>6}", "variant", "GB/s");
+        for figure in first.tok_s.keys() {
+            let _ = write!(out, "{:>9} tok/s ratio", figure);
+        }
+        let _ = writeln!(out);
+        for row in &self.variants {
+            let _ = write!(out, "  {:<14}{:>6.1}", row.name, row.bandwidth_gb_s);
+            for (figure, base) in &first.tok_s {
+                let _ = match row.tok_s.get(figure) {
+                    Some(rate) => write!(out, "{rate:>15.1}{:>6.2}", rate / base),
+                    None => write!(out, "{:>21}", ""),
+                };
+            }
+            let _ = writeln!(out);
+        }
     }
 }
 
@@ -133,9 +178,17 @@ mod tests {
                 Prefill {
                     tok_s: 300.0,
                     vs_ort: None,
+                    vs_integer: Some(1.5),
                 },
             )]
             .into(),
+            variants: [("as above", 12.0), ("int4", 18.0)]
+                .map(|(name, rate)| Variant {
+                    name,
+                    bandwidth_gb_s: 30.0,
+                    tok_s: [("1", rate)].into(),
+                })
+                .into(),
             ..Report::default()
         };
         let json = serde_json::json!(report);
@@ -144,7 +197,11 @@ mod tests {
         }
         assert_eq!(json["decode"]["8r"]["vs_ort"], 1.25);
         assert!(json["prefill"]["128"].get("vs_ort").is_none());
+        assert_eq!(json["prefill"]["128"]["vs_integer"], 1.5);
+        assert_eq!(json["variants"][1]["tok_s"]["1"], 18.0);
         let table = report.table();
+        let int4 = table.lines().find(|line| line.contains("int4"));
+        assert!(int4.expect("a row").ends_with("18.0  1.50"), "{table}");
         let place = |name: &str| table.find(&format!("\n  {name} ")).expect("a row");
         assert!(
             place("1") < place("16") && place("16") < place("8r") && place("8r") < place("128")
