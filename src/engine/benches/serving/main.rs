@@ -157,17 +157,34 @@ fn row(name: impl Into<String>, figure: f64, target: Option<(f64, bool)>) -> Row
 }
 
 fn together(served: &Served, rows: &mut Vec<Row>) {
-    const CLIENTS: u64 = 8;
-    const TOKENS: usize = 64;
     // Once unmeasured, so that the weights are in memory.
     times(served.submit(served.request(99, 16, 8)));
+    // In turn, for a shared machine is not as fast in one second as in the next.
+    let mut rounds: Vec<(f64, f64)> = (0..5).map(|round| one_round(served, round)).collect();
+    rounds.sort_by(|a, b| (a.1 / a.0).total_cmp(&(b.1 / b.0)));
+    let (alone, together) = rounds[rounds.len() / 2];
+    rows.push(row("8 clients one after the other, tokens/s", alone, None));
+    rows.push(row("8 clients at once, tokens/s", together, None));
+    rows.push(row(
+        "at once, times as fast, median of five",
+        together / alone,
+        Some((4.0, true)),
+    ));
+}
+
+/// Tokens a second of eight clients one after the other, and at once.
+fn one_round(served: &Served, round: u64) -> (f64, f64) {
+    const CLIENTS: u64 = 8;
+    const TOKENS: usize = 64;
+    let first = 1000 * (round + 1);
+    let tokens = CLIENTS as f64 * TOKENS as f64;
     let start = Instant::now();
-    for seed in 0..CLIENTS {
+    for seed in first..first + CLIENTS {
         times(served.submit(served.request(seed, 16, TOKENS)));
     }
-    let alone = start.elapsed().as_secs_f64();
+    let alone = tokens / start.elapsed().as_secs_f64();
     let start = Instant::now();
-    let tickets: Vec<Ticket> = (100..100 + CLIENTS)
+    let tickets: Vec<Ticket> = (first + 100..first + 100 + CLIENTS)
         .map(|seed| served.submit(served.request(seed, 16, TOKENS)))
         .collect();
     let readers: Vec<_> = tickets
@@ -177,19 +194,7 @@ fn together(served: &Served, rows: &mut Vec<Row>) {
     for reader in readers {
         assert_eq!(reader.join().expect("a reader panicked").len(), TOKENS);
     }
-    let together = start.elapsed().as_secs_f64();
-    let tokens = CLIENTS as f64 * TOKENS as f64;
-    rows.push(row(
-        "8 clients one after the other, tokens/s",
-        tokens / alone,
-        None,
-    ));
-    rows.push(row("8 clients at once, tokens/s", tokens / together, None));
-    rows.push(row(
-        "at once, times as fast",
-        alone / together,
-        Some((4.0, true)),
-    ));
+    (alone, tokens / start.elapsed().as_secs_f64())
 }
 
 fn beside(served: &Served, rows: &mut Vec<Row>) {
