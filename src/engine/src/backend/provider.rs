@@ -72,7 +72,7 @@ impl ProviderKind {
 }
 
 impl ProviderKind {
-    /// Whether what it makes of a graph can be kept as [`Compiled`](super::compiled::Compiled).
+    /// Whether what it makes of a graph can be kept for the next start.
     ///
     /// `TensorRT` keeps its engines by options of its own.
     #[must_use]
