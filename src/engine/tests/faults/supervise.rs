@@ -254,9 +254,10 @@ pub fn all(runs: Option<usize>, model: Option<String>) -> usize {
         good: all(&|o| o.throughput.0 >= 90.0),
     });
     checks.push(Check {
-        name: "anonymous memory after release, % (90 to 110)",
-        figure: worst(&|o| (o.footprint.0 - 100.0).abs()) + 100.0,
-        good: all(&|o| (90.0..=110.0).contains(&o.footprint.0)),
+        // Less than before is caches that are not full again, which the throughput above would show if it hurt.
+        name: "anonymous memory after release, % (at most 110)",
+        figure: worst(&|o| o.footprint.0),
+        good: all(&|o| o.footprint.0 <= 110.0),
     });
     tell(&checks)
 }
