@@ -166,8 +166,12 @@ impl Service {
     async fn read(&self, op: Op, body: Vec<u8>, caller: &Caller) -> Result<Prepared, ErrorDetail> {
         let model = self.operations()?;
         let client = caller.client.clone();
-        // A grammar may take long to compile however short the request is.
-        let heavy = body.len() > INLINE_BYTES || contains(&body, b"response_format");
+        // However short the request is, a grammar may take long to compile, its own or a task's, and
+        // each question about a state encodes the state.
+        let heavy = body.len() > INLINE_BYTES
+            || contains(&body, b"response_format")
+            || op == Op::SystemOne
+            || op == Op::Infill && contains(&body, b"\"task\"");
         if !heavy {
             return prepare(op, &body, &model, client);
         }
