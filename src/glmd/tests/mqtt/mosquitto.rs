@@ -111,6 +111,13 @@ impl Drop for Mosquitto {
 
 /// SIGTERM, as a service manager sends it.
 pub fn terminate(child: &Child) {
-    let done = Command::new("kill").arg(child.id().to_string()).status();
+    signal(child, "TERM");
+}
+
+/// Sends a signal by its name.
+pub fn signal(child: &Child, name: &str) {
+    let done = Command::new("kill")
+        .args(["-s", name, &child.id().to_string()])
+        .status();
     assert!(done.is_ok_and(|s| s.success()), "kill");
 }

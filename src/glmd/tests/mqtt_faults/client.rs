@@ -1,6 +1,6 @@
 //! A device: publishes prompts and counts what comes back.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,8 @@ use serde_json::{Value, json};
 const OPEN: usize = 8;
 /// Beyond this the broker has lost the publish, which is the client's to send again.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(20);
+/// How often a test looks whether what it waits for has come.
+const POLL: Duration = Duration::from_millis(5);
 
 /// Waits until the node says that it takes requests. What is published before that, no broker keeps for it.
 pub async fn until_online(port: u16, node: &str) {
@@ -44,6 +46,8 @@ struct Seen {
     answers: HashMap<Vec<u8>, Vec<u8>>,
     /// Times that each prompt was published.
     published: HashMap<Vec<u8>, usize>,
+    /// Prompts that the broker has acknowledged.
+    taken: HashSet<Vec<u8>>,
     repeated: usize,
     unexplained: usize,
     differing: usize,
@@ -108,18 +112,31 @@ impl Tally {
         *self.lock().published.entry(correlation).or_default() += 1;
     }
 
+    fn taken(&self, correlation: Vec<u8>) {
+        self.lock().taken.insert(correlation);
+    }
+
     fn has(&self, correlation: &[u8]) -> bool {
         self.lock().answers.contains_key(correlation)
     }
 
     /// Waits until so many prompts are answered; `false` when it takes too long.
     pub async fn wait_for_answers(&self, count: usize, most: Duration) -> bool {
+        self.wait(|seen| seen.answers.len() >= count, most).await
+    }
+
+    /// Waits until the broker has so many prompts; `false` when it takes too long.
+    pub async fn wait_until_taken(&self, count: usize, most: Duration) -> bool {
+        self.wait(|seen| seen.taken.len() >= count, most).await
+    }
+
+    async fn wait(&self, met: impl Fn(&Seen) -> bool, most: Duration) -> bool {
         let end = Instant::now() + most;
-        while self.lock().answers.len() < count {
+        while !met(&self.lock()) {
             if Instant::now() > end {
                 return false;
             }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(POLL).await;
         }
         true
     }
@@ -257,6 +274,7 @@ impl Client {
                     if let Some(prompt) = ids.remove(&ack.pkid) {
                         open.retain(|o| o.prompt != prompt);
                         self.taken.push((prompt, Instant::now()));
+                        self.setup.tally.taken(self.correlation(prompt));
                     }
                 }
                 Event::Outgoing(rumqttc::Outgoing::Publish(id)) => {

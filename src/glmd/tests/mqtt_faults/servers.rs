@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use super::mosquitto::{terminate, until};
+use super::mosquitto::{signal, terminate, until};
 
 /// A real glmd with the smallest model that there is.
 pub struct Glmd {
@@ -44,6 +44,16 @@ impl Glmd {
         );
         fs::write(&path, text).expect("a file");
         path
+    }
+
+    /// Stops its clock: what comes meanwhile waits.
+    pub fn pause(&self) {
+        signal(&self.child, "STOP");
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self) {
+        signal(&self.child, "CONT");
     }
 
     /// `kill -9`.
