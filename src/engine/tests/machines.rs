@@ -176,6 +176,19 @@ fn a_service_under_debian_has_its_own_limits() {
 }
 
 #[test]
+fn the_root_of_version_2_has_no_figures_but_its_groups_can_have_limits() {
+    let tree = Tree::of("debian-v2");
+    tree.write("proc/self/cgroup", "0::/\n");
+    let snapshot = tree.snapshot();
+    assert_eq!(snapshot.groups.version, Some(GroupVersion::V2));
+    assert!(snapshot.groups.levels.is_empty());
+    assert_eq!(&*left(&snapshot, Bytes(0)).bound, "system");
+    // A kernel that was started without the controller.
+    tree.write("sys/fs/cgroup/cgroup.controllers", "cpuset cpu io pids\n");
+    assert_eq!(tree.snapshot().groups.version, None);
+}
+
+#[test]
 fn a_limit_on_a_parent_counts() {
     let tree = Tree::of("container-limit-on-parent");
     let snapshot = tree.snapshot();

@@ -392,7 +392,11 @@ pub(super) fn session(
         let placement = provider.judge(&session)?;
         Ok::<_, String>((session, placement))
     };
-    let kept = Compiled::of(provider, model).map_err(|error| told(error.to_string()))?;
+    // Without a name for it nothing is kept, and the graph is compiled each time.
+    let kept = Compiled::of(provider, model).unwrap_or_else(|error| {
+        events::not_kept(&error);
+        None
+    });
     if let Some((graph, nodes)) = kept.as_ref().and_then(Compiled::found) {
         let builder = provider.apply(env, builder()?).map_err(told)?;
         match open(builder, &graph) {

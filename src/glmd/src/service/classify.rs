@@ -9,7 +9,7 @@ use glm_engine::ops::{Classify, Operations};
 use glm_wire::classify::{ClassifyRequest, ClassifyResponse, Verdict};
 use glm_wire::error::ErrorDetail;
 
-use super::shape::{Change, Facts, Shape, timing, usage};
+use super::shape::{Facts, Shape, timing, usage};
 use super::{Ask, ask, failure, json};
 
 pub(super) fn prepare(
@@ -67,19 +67,6 @@ struct Judging {
 }
 
 impl Shape for Judging {
-    fn piece(
-        &mut self,
-        _: Facts<'_>,
-        _: &Change,
-        _: &Collected,
-    ) -> Result<Vec<Vec<u8>>, ErrorDetail> {
-        Ok(Vec::new())
-    }
-
-    fn last(&mut self, facts: Facts<'_>, all: &Collected) -> Result<Vec<Vec<u8>>, ErrorDetail> {
-        Ok(vec![self.whole(facts, all)?])
-    }
-
     fn whole(&mut self, facts: Facts<'_>, all: &Collected) -> Result<Vec<u8>, ErrorDetail> {
         let classified = self.reader.read(all).map_err(|e| failure::detail(&e))?;
         let verdicts = classified.verdicts.into_iter().zip(classified.removed);

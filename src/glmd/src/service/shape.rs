@@ -62,20 +62,26 @@ impl Change {
 pub(crate) trait Shape: Send {
     /// The JSON documents that a change adds to a stream; `so_far` has it already.
     ///
+    /// None, where answers come whole.
+    ///
     /// # Errors
     /// When it cannot be told.
     fn piece(
         &mut self,
-        facts: Facts<'_>,
-        change: &Change,
-        so_far: &Collected,
-    ) -> Result<Vec<Vec<u8>>, ErrorDetail>;
+        _facts: Facts<'_>,
+        _change: &Change,
+        _so_far: &Collected,
+    ) -> Result<Vec<Vec<u8>>, ErrorDetail> {
+        Ok(Vec::new())
+    }
 
-    /// The JSON documents that end a stream.
+    /// The JSON documents that end a stream: the whole answer, where nothing went before it.
     ///
     /// # Errors
     /// When the answer cannot be told.
-    fn last(&mut self, facts: Facts<'_>, all: &Collected) -> Result<Vec<Vec<u8>>, ErrorDetail>;
+    fn last(&mut self, facts: Facts<'_>, all: &Collected) -> Result<Vec<Vec<u8>>, ErrorDetail> {
+        Ok(vec![self.whole(facts, all)?])
+    }
 
     /// The whole answer.
     ///

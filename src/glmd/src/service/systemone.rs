@@ -12,7 +12,7 @@ use glm_wire::systemone::{
 };
 use serde_json::Value;
 
-use super::shape::{Change, Facts, Shape};
+use super::shape::{Facts, Shape};
 use super::{Ask, ask, failure, json};
 
 const YES: &str = "yes";
@@ -115,19 +115,6 @@ struct Deciding {
 }
 
 impl Shape for Deciding {
-    fn piece(
-        &mut self,
-        _: Facts<'_>,
-        _: &Change,
-        _: &Collected,
-    ) -> Result<Vec<Vec<u8>>, ErrorDetail> {
-        Ok(Vec::new())
-    }
-
-    fn last(&mut self, facts: Facts<'_>, all: &Collected) -> Result<Vec<Vec<u8>>, ErrorDetail> {
-        Ok(vec![self.whole(facts, all)?])
-    }
-
     fn whole(&mut self, facts: Facts<'_>, all: &Collected) -> Result<Vec<u8>, ErrorDetail> {
         let decided = self.reader.read(all).map_err(|e| failure::detail(&e))?;
         let verdicts = decided.verdicts.into_iter();

@@ -85,8 +85,9 @@ impl Hierarchies {
             let levels = upwards(&below(name, mount), &mount.point);
             groups.levels = levels.iter().filter_map(|path| v2(root, path)).collect();
             groups.events = levels.first().and_then(|path| v2_events(root, path));
-            // Without the memory controller there are no figures, only a place in the tree.
-            groups.version = (!groups.levels.is_empty()).then_some(GroupVersion::V2);
+            // The root has no figures of its own; without the memory controller there are none at all.
+            let counted = !groups.levels.is_empty() || v2_can_limit(root, &mount.point);
+            groups.version = counted.then_some(GroupVersion::V2);
         }
         groups
     }
@@ -122,6 +123,12 @@ fn upwards(from: &Path, top: &Path) -> Vec<PathBuf> {
         .take(DEEPEST)
         .map(Path::to_path_buf)
         .collect()
+}
+
+/// Whether groups below `top` may have the memory controller.
+fn v2_can_limit(root: &Root, top: &Path) -> bool {
+    let controllers = root.text(top.join("cgroup.controllers"));
+    controllers.is_some_and(|all| all.split_whitespace().any(|one| one == "memory"))
 }
 
 fn v2(root: &Root, path: &Path) -> Option<Group> {

@@ -112,7 +112,7 @@ pub enum GroupVersion {
 /// The control groups of this process.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Groups {
-    /// Which version limits memory; `None` when none does.
+    /// Which version can limit memory; `None` when none can.
     pub version: Option<GroupVersion>,
     /// Those with figures, from the process's own upwards.
     pub levels: Vec<Group>,
