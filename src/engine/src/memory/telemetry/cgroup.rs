@@ -29,6 +29,8 @@ struct Mount {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Hierarchies {
     v2: Option<Mount>,
+    /// Whether groups of version 2 can have the memory controller.
+    v2_can_limit: bool,
     v1_memory: Option<Mount>,
 }
 
@@ -62,6 +64,9 @@ impl Hierarchies {
                 _ => {}
             }
         }
+        found.v2_can_limit = (found.v2.as_ref())
+            .and_then(|mount| root.text(mount.point.join("cgroup.controllers")))
+            .is_some_and(|all| all.split_whitespace().any(|one| one == "memory"));
         found
     }
 
@@ -86,7 +91,7 @@ impl Hierarchies {
             groups.levels = levels.iter().filter_map(|path| v2(root, path)).collect();
             groups.events = levels.first().and_then(|path| v2_events(root, path));
             // The root has no figures of its own; without the memory controller there are none at all.
-            let counted = !groups.levels.is_empty() || v2_can_limit(root, &mount.point);
+            let counted = !groups.levels.is_empty() || self.v2_can_limit;
             groups.version = counted.then_some(GroupVersion::V2);
         }
         groups
@@ -123,12 +128,6 @@ fn upwards(from: &Path, top: &Path) -> Vec<PathBuf> {
         .take(DEEPEST)
         .map(Path::to_path_buf)
         .collect()
-}
-
-/// Whether groups below `top` may have the memory controller.
-fn v2_can_limit(root: &Root, top: &Path) -> bool {
-    let controllers = root.text(top.join("cgroup.controllers"));
-    controllers.is_some_and(|all| all.split_whitespace().any(|one| one == "memory"))
 }
 
 fn v2(root: &Root, path: &Path) -> Option<Group> {
