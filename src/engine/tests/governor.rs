@@ -1,15 +1,10 @@
-//! The deciders of the memory governor one by one, and how it learns of pressure.
+//! The deciders of the memory governor one by one.
 #![allow(
     clippy::tests_outside_test_module,
     reason = "an integration test is a test module"
 )]
 
 mod support;
-
-use std::io::Write;
-use std::sync::mpsc;
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use glm::Tokens;
 use glm_engine::backend::MemoryUse;
@@ -23,15 +18,16 @@ use glm_engine::memory::ladder::Ladder;
 use glm_engine::memory::policy::{Policy, Seen};
 use glm_engine::memory::strain::Strain;
 use glm_engine::memory::telemetry::{
-    Clockrate, Detail, GroupEvents, Heat, Pressure, Process, Snapshot, Stalls, System, Telemetry,
+    Clockrate, Detail, GroupEvents, Heat, Pressure, Process, Snapshot, Stalls, Telemetry,
     VmCounters, Zone,
 };
-use glm_engine::memory::watch::{Offer, Source, Watch};
+use glm_engine::memory::watch::Watch;
 use glm_engine::memory::{Governor, Settings};
 use glm_engine::units::{Bytes, Level, Margin, Moment, Priority};
-use glm_engine::{Config, Drain, Engine};
 use proptest::prelude::*;
-
+use std::sync::Arc;
+use std::time::Duration;
+use support::told::{TOTAL, Told, machine};
 use support::{Rig, Shared, TestClock, capabilities, context, generate, ids, info, source};
 
 fn at(seconds: f64) -> Moment {
@@ -296,19 +292,6 @@ fn the_cost_of_a_step_is_a_line_that_is_raised_by_what_is_seen() {
     );
 }
 
-const TOTAL: Bytes = Bytes::mib(4096);
-
-fn machine(available: Bytes) -> Snapshot {
-    Snapshot {
-        system: Some(System {
-            total: TOTAL,
-            available,
-            ..System::default()
-        }),
-        ..Snapshot::default()
-    }
-}
-
 fn load(resident: u64, reserved: usize) -> Load {
     Load {
         running: 2,
@@ -500,28 +483,6 @@ proptest! {
     }
 }
 
-/// A machine that says what the test says, and counts how often it is asked.
-#[derive(Clone, Debug, Default)]
-struct Told(Arc<Mutex<(Snapshot, usize)>>);
-
-impl Told {
-    fn say(&self, available: Bytes) {
-        self.0.lock().unwrap().0 = machine(available);
-    }
-
-    fn looks(&self) -> usize {
-        self.0.lock().unwrap().1
-    }
-}
-
-impl Telemetry for Told {
-    fn snapshot(&mut self, _: Detail) -> Snapshot {
-        let mut told = self.0.lock().unwrap();
-        told.1 += 1;
-        told.0.clone()
-    }
-}
-
 #[test]
 fn the_machine_is_looked_at_once_a_second_and_more_often_when_it_matters() {
     let told = Told::default();
@@ -598,150 +559,6 @@ fn steps_are_measured_when_a_model_was_loaded() {
         "nothing is left in the backend"
     );
     assert_eq!(script.lock().unwrap().violations, Vec::<String>::new());
-}
-
-#[test]
-fn what_the_service_manager_offers_is_understood() {
-    let here = |path: &str, write: &[u8]| {
-        Offer::Here(Source {
-            path: path.into(),
-            write: write.to_vec(),
-        })
-    };
-    assert_eq!(Offer::of(None, Some("eA==")), Offer::None);
-    assert_eq!(Offer::of(Some("/dev/null"), None), Offer::Off);
-    assert_eq!(
-        Offer::of(
-            Some("/sys/fs/cgroup/system.slice/glmd.service/memory.pressure"),
-            Some("c29tZSAyMDAwMDAgMjAwMDAwMAA=")
-        ),
-        here(
-            "/sys/fs/cgroup/system.slice/glmd.service/memory.pressure",
-            b"some 200000 2000000\0"
-        )
-    );
-    assert_eq!(Offer::of(Some("/run/x"), None), here("/run/x", b""));
-    assert_eq!(Offer::of(Some("/run/x"), Some("*")), here("/run/x", b""));
-    let off = Watch::start(Offer::Off, vec!["/proc/pressure/memory".into()], || {});
-    assert_eq!(off.name(), "polling");
-    let missing = Watch::start(here("/nowhere", b""), Vec::new(), || {});
-    assert_eq!(missing.name(), "polling");
-}
-
-#[cfg(target_os = "linux")]
-mod linux {
-    use std::fs::OpenOptions;
-    use std::io::Read;
-    use std::os::unix::net::UnixListener;
-
-    use super::*;
-
-    fn fifo(folder: &std::path::Path) -> std::path::PathBuf {
-        let path = folder.join("fifo");
-        let made = std::process::Command::new("mkfifo").arg(&path).status();
-        assert!(made.unwrap().success());
-        path
-    }
-
-    #[test]
-    fn a_fifo_fires_and_goes_on_when_its_writer_goes() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = fifo(folder.path());
-        let (send, woken) = mpsc::channel();
-        let source = Source {
-            path: path.clone(),
-            write: Vec::new(),
-        };
-        let watch = Watch::start(Offer::Here(source), Vec::new(), move || {
-            let _ = send.send(());
-        });
-        assert_eq!(watch.name(), "systemd");
-        for _ in 0..3 {
-            assert!(!watch.fired());
-            OpenOptions::new()
-                .write(true)
-                .open(&path)
-                .unwrap()
-                .write_all(b"x")
-                .unwrap();
-            woken.recv().unwrap();
-            assert!(watch.fired());
-        }
-        drop(watch);
-        assert!(woken.recv().is_err(), "its thread has ended");
-    }
-
-    #[test]
-    fn a_socket_gets_what_is_to_be_written_and_fires() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("socket");
-        let listener = UnixListener::bind(&path).unwrap();
-        let (send, woken) = mpsc::channel();
-        let source = Source {
-            path,
-            write: b"hello".to_vec(),
-        };
-        let watch = Watch::start(Offer::Here(source), Vec::new(), move || {
-            let _ = send.send(());
-        });
-        let (mut peer, _) = listener.accept().unwrap();
-        let mut said = [0; 5];
-        peer.read_exact(&mut said).unwrap();
-        assert_eq!(&said, b"hello");
-        peer.write_all(b"pressure").unwrap();
-        woken.recv().unwrap();
-        assert!(watch.fired());
-        drop(peer);
-        // The end of the other side ends the thread, not the process; the governor polls on.
-        assert!(woken.recv().is_err());
-    }
-
-    #[test]
-    fn a_trigger_wakes_an_idle_engine_and_halves_its_budget() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = fifo(folder.path());
-        let told = Told::default();
-        told.say(Bytes::mib(4000));
-        let source_of_models = source(
-            info(capabilities()),
-            Shared::default(),
-            Arc::new(TestClock::default()),
-        );
-        // A clock that stands still: no look is ever due by time, so only the trigger can cause one.
-        let clock = Arc::new(TestClock::default());
-        let (engine, handle) = Engine::new(Config::default(), Box::new(source_of_models), clock);
-        let (send, woken) = mpsc::channel();
-        let waker = handle.clone();
-        let offer = Offer::Here(Source {
-            path: path.clone(),
-            write: Vec::new(),
-        });
-        let watch = Watch::start(offer, Vec::new(), move || {
-            waker.wake();
-            let _ = send.send(());
-        });
-        let governor = Governor::new(Settings::default(), Box::new(told.clone()), watch);
-        let thread = engine.governed_by(Box::new(governor)).spawn().unwrap();
-        while handle.status().step_budget != 256 {
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        let looks = told.looks();
-        OpenOptions::new()
-            .write(true)
-            .open(&path)
-            .unwrap()
-            .write_all(b"x")
-            .unwrap();
-        woken.recv().unwrap();
-        while handle.status().step_budget == 256 {
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        assert!(told.looks() > looks);
-        assert_eq!(handle.status().level, Level::Yellow);
-        assert_eq!(handle.status().report.as_ref().unwrap().watch, "systemd");
-        handle.shutdown(Drain::Now, Box::new(|_| {}));
-        thread.join().unwrap();
-    }
 }
 
 #[test]

@@ -8,6 +8,7 @@
 
 mod fake;
 mod rig;
+pub mod told;
 
 use std::sync::Arc;
 
