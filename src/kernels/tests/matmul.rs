@@ -327,4 +327,18 @@ mod tests {
         let refused = kernels.matmul(&matrix, &[0.0; 64], &mut out, &mut scratch, &Serial);
         assert_eq!(refused.unwrap_err().code(), "kernel_shape");
     }
+
+    #[test]
+    fn what_bounds_products_is_computed_and_not_assumed() {
+        for isa in Isa::available() {
+            let kernels = Kernels::with_isa(isa).unwrap();
+            let least = kernels.multiply_bytes(1);
+            // Whole registers of ones, none lost to a sum that ran over.
+            assert!(least > 0 && least.is_multiple_of(16), "{isa}: {least}");
+            let more = kernels.multiply_bytes(20_000);
+            assert_eq!(more % least, 0, "{isa}: {more} of {least}");
+            assert!(more >= 20_000 * 16, "{isa}: {more}");
+            assert_eq!(kernels.multiply_bytes(0), 0, "{isa}");
+        }
+    }
 }

@@ -6,6 +6,7 @@ use glm::TokenId;
 use glm::chat::{Conversation, Message, Role, ToolCall};
 use glm::spec::SpecialIds;
 use glm_engine::Error;
+use glm_engine::collect::Collected;
 use glm_engine::model::ModelInfo;
 use glm_engine::ops::{Complete, Converse, Finish, Infill, Planned, Sampling, Terms};
 use glm_engine::request::Work;

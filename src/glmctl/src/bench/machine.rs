@@ -5,6 +5,8 @@ use std::hint::black_box;
 use std::thread;
 use std::time::Instant;
 
+use glm_kernels::Kernels;
+
 /// Larger than the caches of every board, small enough for the smallest.
 const BUFFER: usize = 256 << 20;
 /// Rounds of which the best counts: whatever disturbs one makes it longer.
@@ -22,14 +24,32 @@ pub fn read_bandwidth(threads: usize) -> f64 {
                     scope.spawn(|| black_box(sum(part)));
                 }
             });
-            bytes_a_second(BUFFER, started)
+            a_second(BUFFER as u64, started)
         })
         .fold(0.0, f64::max)
 }
 
-#[allow(clippy::cast_precision_loss, reason = "sizes are below 2^52")]
-fn bytes_a_second(bytes: usize, started: Instant) -> f64 {
-    bytes as f64 / started.elapsed().as_secs_f64().max(1e-9)
+/// Products of bytes a second that `threads` threads compute in registers, the best of some rounds.
+pub fn peak_products(kernels: Kernels, threads: usize) -> f64 {
+    /// Some milliseconds on the slowest board.
+    const EACH: usize = 1 << 17;
+    (0..ROUNDS)
+        .map(|_| {
+            let started = Instant::now();
+            let products: u64 = thread::scope(|scope| {
+                let all: Vec<_> = (0..threads.max(1))
+                    .map(|_| scope.spawn(|| kernels.multiply_bytes(black_box(EACH))))
+                    .collect();
+                all.into_iter().filter_map(|one| one.join().ok()).sum()
+            });
+            a_second(products, started)
+        })
+        .fold(0.0, f64::max)
+}
+
+#[allow(clippy::cast_precision_loss, reason = "counts are below 2^52")]
+fn a_second(count: u64, started: Instant) -> f64 {
+    count as f64 / started.elapsed().as_secs_f64().max(1e-9)
 }
 
 /// Sixteen sums side by side, so that adding never waits for adding.

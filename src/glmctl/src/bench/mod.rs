@@ -8,6 +8,7 @@
 //! integers, runtimes, instruction sets and threads make of some figures.
 
 mod against;
+mod bounds;
 mod machine;
 mod report;
 mod shapes;
@@ -24,12 +25,14 @@ use glm::ModelSpec;
 use glm::spec::Visibility;
 use glm_engine::backend::{Backend, Bytes};
 use glm_engine::loading::{self, BackendKind, KvType, Options};
+use glm_kernels::Kernels;
 use glm_onnx::synthetic;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::failure::{Failure, Result};
 use crate::options::Output;
 use crate::print;
+use bounds::{Bounds, Step, Work};
 use report::{Decode, Prefill, Report};
 use shapes::{Integers, Shape};
 use subject::{Engine, Subject};
@@ -143,22 +146,26 @@ impl Bench {
         options.kv_type = KvType::F16;
         let threads = options.threads.unwrap_or(1);
         let bar = Bar::new();
-        bar.says("read bandwidth");
-        let bandwidth = machine::read_bandwidth(threads);
+        bar.says("bounds of this machine");
+        let kernels = Kernels::from_env().map_err(|error| Failure::Usage(error.to_string()))?;
+        let bounds = Bounds::measure(kernels, threads);
         // What is measured is not the disk.
         warm(&graph)?;
 
         bar.says("loading");
         let (mut backend, load, before) = self.open(&graph, &options)?;
         let built = shapes::options(&spec, self.quant, self.block, LONGEST)?;
+        let work = Work::of(&spec, &built);
         let mut report = Report {
             shape: self.shape.name(),
             weights: format!("{}/{}", self.quant.name(), self.block),
             backend: backend.capabilities().name,
+            kernels: kernels.isa().name(),
             threads,
             load_average,
-            bandwidth_gb_s: bandwidth / 1e9,
-            weights_mib: mib(shapes::bytes_read(&spec, &built)),
+            bandwidth_gb_s: bounds.bytes_s / 1e9,
+            peak_products_g_s: bounds.products_s / 1e9,
+            weights_mib: mib(work.bytes),
             load_s: load.as_secs_f64(),
             ..Report::default()
         };
@@ -170,7 +177,14 @@ impl Bench {
         let kv = backend.memory().kv_resident.0;
         let taken = machine::anonymous().saturating_sub(before);
         report.anon_mib = mib(taken.saturating_sub(kv));
-        self.figures(&graph, &options, &spec, backend.as_mut(), &bar, &mut report)?;
+        let setting = Setting {
+            graph: &graph,
+            options: &options,
+            spec: &spec,
+            work,
+            bounds,
+        };
+        self.figures(&setting, backend.as_mut(), &bar, &mut report)?;
         if self.variants {
             // Nothing else takes memory and processors meanwhile.
             drop(backend);
@@ -206,15 +220,14 @@ impl Bench {
     /// Every figure of ours and, in turn, of what it is compared with.
     fn figures(
         &self,
-        graph: &Path,
-        options: &Options,
-        spec: &ModelSpec,
+        setting: &Setting<'_>,
         backend: &mut dyn Backend,
         bar: &Bar,
         report: &mut Report,
     ) -> Result<()> {
+        let spec = setting.spec;
         let as_stored = against::Products::AsStored;
-        let mut other = Other::open(self.against, graph, options, spec, as_stored)?;
+        let mut other = Other::open(self.against, setting, as_stored)?;
         let mut engine = Engine::new(backend, spec);
         let longest = spec.max_positions.min(LONGEST);
         let prompts = PROMPTS.into_iter().filter(|length| *length <= longest);
@@ -226,6 +239,7 @@ impl Bench {
                 length.to_string(),
                 Prefill {
                     tok_s: rate(length, ours),
+                    roofline: setting.least(Step::prompt(length)) / ours.as_secs_f64(),
                     vs_ort: theirs.map(|time| ratio(time, ours)),
                     vs_integer: None,
                 },
@@ -240,12 +254,11 @@ impl Bench {
             bar.says(&format!("{name} texts"));
             let ours = step_time(&mut engine, &lengths)?;
             let theirs = other.with(spec, |other| step_time(other, &lengths))?;
-            let read = report.weights_mib * 1024.0 * 1024.0 / ours.as_secs_f64();
             report.decode.insert(
                 name,
                 Decode {
                     tok_s: rate(lengths.len(), ours),
-                    roofline: read / (report.bandwidth_gb_s * 1e9),
+                    roofline: setting.least(Step::texts(lengths.len())) / ours.as_secs_f64(),
                     vs_ort: theirs.map(|time| ratio(time, ours)),
                 },
             );
@@ -257,7 +270,7 @@ impl Bench {
         let causal = spec.visibility() == Visibility::Causal;
         if self.quant == Integers::Int8 && causal && !report.prefill.is_empty() {
             let dynamic = against::Products::Dynamic;
-            let mut other = Other::open(self.against, graph, options, spec, dynamic)?;
+            let mut other = Other::open(self.against, setting, dynamic)?;
             for (name, row) in &mut report.prefill {
                 let Ok(length) = name.parse::<usize>() else {
                     continue;
@@ -297,6 +310,22 @@ impl Bench {
     }
 }
 
+/// A model on this machine.
+struct Setting<'a> {
+    graph: &'a Path,
+    options: &'a Options,
+    spec: &'a ModelSpec,
+    work: Work,
+    bounds: Bounds,
+}
+
+impl Setting<'_> {
+    /// Seconds that a step takes at least.
+    fn least(&self, step: Step) -> f64 {
+        self.bounds.least(self.work, step)
+    }
+}
+
 /// What ours is compared with.
 enum Other<'a> {
     Nothing,
@@ -309,11 +338,15 @@ enum Other<'a> {
 impl<'a> Other<'a> {
     fn open(
         against: Option<Against>,
-        graph: &Path,
-        options: &Options,
-        spec: &'a ModelSpec,
+        setting: &Setting<'a>,
         products: against::Products,
     ) -> Result<Self> {
+        let Setting {
+            graph,
+            options,
+            spec,
+            ..
+        } = *setting;
         if against.is_none() {
             return Ok(Self::Nothing);
         }

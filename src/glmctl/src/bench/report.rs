@@ -14,6 +14,8 @@ pub struct Report {
     pub weights: String,
     /// Name of the backend.
     pub backend: &'static str,
+    /// Instruction set of our kernels.
+    pub kernels: &'static str,
     /// Threads of a step.
     pub threads: usize,
     /// Load of the machine before the run.
@@ -21,6 +23,8 @@ pub struct Report {
     pub load_average: Option<f64>,
     /// Read bandwidth of the machine.
     pub bandwidth_gb_s: f64,
+    /// Products of bytes that these threads compute in registers, 10^9 a second.
+    pub peak_products_g_s: f64,
     /// Bytes of weights that every step reads.
     pub weights_mib: f64,
     /// From nothing to a loaded model, page cache warm.
@@ -54,7 +58,8 @@ pub struct Variant {
 pub struct Decode {
     /// Tokens a second, all texts together.
     pub tok_s: f64,
-    /// Bytes of weights read a second over the read bandwidth.
+    /// Share of what is possible: the time that reading the weights or computing the products takes at least,
+    /// whichever is longer, over the time that the step takes.
     pub roofline: f64,
     /// Ratio to the unmodified graph.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -66,6 +71,8 @@ pub struct Decode {
 pub struct Prefill {
     /// Tokens a second.
     pub tok_s: f64,
+    /// Share of what is possible, as for [`Decode`].
+    pub roofline: f64,
     /// Ratio to the unmodified graph.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vs_ort: Option<f64>,
@@ -82,16 +89,18 @@ impl Report {
         // Writing to a string cannot fail.
         let _ = writeln!(
             out,
-            "{} {}, {}, {} threads{}",
+            "{} {}, {}, {}, {} threads{}",
             self.shape,
             self.weights,
             self.backend,
+            self.kernels,
             self.threads,
             self.load_average
                 .map_or_else(String::new, |load| format!(", load average {load:.1}"))
         );
         for (name, value, unit) in [
             ("read bandwidth", self.bandwidth_gb_s, "GB/s"),
+            ("products of bytes", self.peak_products_g_s, "10^9/s"),
             ("weights of a step", self.weights_mib, "MiB"),
             ("load", self.load_s, "s"),
             ("anonymous beside KV", self.anon_mib, "MiB"),
@@ -116,15 +125,16 @@ impl Report {
         }
         let _ = writeln!(
             out,
-            "\n  prefill     tok/s             vs ORT  vs MatMulInteger"
+            "\n  prefill     tok/s   roofline  vs ORT  vs MatMulInteger"
         );
         let mut prefill: Vec<_> = self.prefill.iter().collect();
         prefill.sort_by_key(|(name, _)| name.parse::<usize>().unwrap_or(0));
         for (name, row) in prefill {
             let _ = writeln!(
                 out,
-                "  {name:<6}{:>11.1}           {}{}",
+                "  {name:<6}{:>11.1}{:>9.0} %{}{}",
                 row.tok_s,
+                row.roofline * 100.0,
                 ratio(row.vs_ort),
                 ratio(row.vs_integer)
             );
@@ -177,6 +187,7 @@ mod tests {
                 "128".to_owned(),
                 Prefill {
                     tok_s: 300.0,
+                    roofline: 0.7,
                     vs_ort: None,
                     vs_integer: Some(1.5),
                 },
@@ -200,6 +211,7 @@ mod tests {
         assert_eq!(json["prefill"]["128"]["vs_integer"], 1.5);
         assert_eq!(json["variants"][1]["tok_s"]["1"], 18.0);
         let table = report.table();
+        assert!(table.contains("     70 %"), "{table}");
         let int4 = table.lines().find(|line| line.contains("int4"));
         assert!(int4.expect("a row").ends_with("18.0  1.50"), "{table}");
         let place = |name: &str| table.find(&format!("\n  {name} ")).expect("a row");

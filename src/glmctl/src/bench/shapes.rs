@@ -3,9 +3,7 @@
 use clap::ValueEnum;
 use glm::ModelSpec;
 use glm::spec::Hints;
-use glm_onnx::graph::{
-    self, Block, Matrix, Options, Precision, Quantisation, Scheme, Source, Table,
-};
+use glm_onnx::graph::{Block, Options, Precision, Quantisation, Scheme, Table};
 use serde_json::{Value, json};
 
 use crate::failure::{Failure, Result};
@@ -148,26 +146,9 @@ pub fn options(
     })
 }
 
-/// Bytes of weights that every step reads: all but tables of which it takes a few rows.
-pub fn bytes_read(spec: &ModelSpec, options: &Options) -> u64 {
-    let looked_up = |source: &Source| match source {
-        Source::Matrix(matrix) => matches!(
-            matrix,
-            Matrix::Embedding | Matrix::Positions | Matrix::BlockPositions
-        ),
-        Source::Rotation(_) => true,
-        _ => false,
-    };
-    graph::build(spec, options)
-        .constants
-        .iter()
-        .filter(|constant| !looked_up(&constant.source))
-        .map(graph::Constant::bytes)
-        .sum()
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::bounds::Work;
     use super::*;
 
     #[test]
@@ -175,7 +156,8 @@ mod tests {
         for shape in Shape::value_variants() {
             let spec = shape.spec().expect("a model");
             let options = options(&spec, Integers::Int8, 32, 2048).expect("options");
-            assert!(bytes_read(&spec, &options) > 1 << 20, "{shape:?}");
+            let work = Work::of(&spec, &options);
+            assert!(work.bytes > 1 << 20 && work.each_token > 0, "{shape:?}");
             let value = shape.to_possible_value().expect("a name");
             assert_eq!(value.get_name(), shape.name());
         }
@@ -183,9 +165,11 @@ mod tests {
         let options = options(&spec, Integers::Int8, 32, 2048).expect("options");
         // 28 layers of 2048 x 3072 + 2048 x 2048 + 3 x 2048 x 6144 and a head of
         // 59264 x 2048, a byte each and an f32 scale for 32 of them.
-        let weights = 28 * (2048 * 3072 + 2048 * 2048 + 3 * 2048 * 6144) + 59_264 * 2048;
-        let read = bytes_read(&spec, &options);
-        let expected = weights * 36 / 32;
+        let layers = 28 * (2048 * 3072 + 2048 * 2048 + 3 * 2048 * 6144);
+        let head = 59_264 * 2048;
+        let work = Work::of(&spec, &options);
+        assert_eq!((work.each_token, work.each_answer), (layers, head));
+        let (read, expected) = (work.bytes, (layers + head) * 36 / 32);
         assert!(
             read >= expected && read < expected + (1 << 20),
             "{read} {expected}"

@@ -12,11 +12,15 @@ use std::arch::x86_64::{
     _mm256_fmadd_ps, _mm256_inserti128_si256, _mm256_loadu_ps, _mm256_loadu_si256,
     _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_mul_ps, _mm256_mullo_epi32, _mm256_set1_epi8,
     _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_ps, _mm256_setzero_si256,
-    _mm256_sign_epi8, _mm256_srli_epi16, _mm256_storeu_ps, _mm256_sub_epi32, _mm256_unpackhi_epi32,
-    _mm256_unpackhi_epi64, _mm256_unpacklo_epi32, _mm256_unpacklo_epi64, _mm256_xor_si256,
+    _mm256_sign_epi8, _mm256_srli_epi16, _mm256_storeu_ps, _mm256_storeu_si256, _mm256_sub_epi32,
+    _mm256_unpackhi_epi32, _mm256_unpackhi_epi64, _mm256_unpacklo_epi32, _mm256_unpacklo_epi64,
+    _mm256_xor_si256,
 };
 
+use std::hint::black_box;
+
 use super::activations::{CHUNK, Group, quantise};
+use super::peak::{SHORT, total};
 use super::quantised::Job;
 use super::scalar;
 
@@ -32,6 +36,35 @@ const ROWS: usize = 128;
 #[target_feature(enable = "avx2,fma")]
 pub(super) unsafe fn quantise_group(x: &[f32], group: Group<'_>) {
     quantise(x, group);
+}
+
+/// See [`crate::Kernels::multiply_bytes`]: products of bytes in pairs that are summed up in 16 bits.
+///
+/// # Safety
+/// The machine has the features.
+#[target_feature(enable = "avx2,fma")]
+pub(super) unsafe fn multiply_bytes(rounds: usize) -> u64 {
+    let a = black_box([_mm256_set1_epi8(1); 6]);
+    let one = _mm256_set1_epi16(1);
+    let mut all = 0;
+    for _ in 0..rounds.div_ceil(SHORT) {
+        let mut sums = [_mm256_setzero_si256(); 6];
+        for _ in 0..SHORT {
+            // Another one in every round as far as the compiler knows, so no product is kept for the next.
+            let w = black_box(_mm256_set1_epi8(1));
+            for (sum, a) in sums.iter_mut().zip(a) {
+                *sum = _mm256_add_epi16(*sum, _mm256_maddubs_epi16(w, a));
+            }
+        }
+        for sum in sums {
+            let mut lanes = [0_i32; 8];
+            let wide = _mm256_madd_epi16(sum, one);
+            // SAFETY: eight numbers have room.
+            unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), wide) };
+            all += total(&lanes);
+        }
+    }
+    all
 }
 
 /// Outputs `from..to` of every row.

@@ -12,11 +12,14 @@ use std::arch::x86_64::{
     _mm512_castsi128_si512, _mm512_castsi512_ps, _mm512_cvtepi32_ps, _mm512_dpbusd_epi32,
     _mm512_fmadd_ps, _mm512_inserti32x4, _mm512_loadu_si512, _mm512_mul_ps, _mm512_mullo_epi32,
     _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512,
-    _mm512_shuffle_i32x4, _mm512_srli_epi16, _mm512_storeu_ps, _mm512_unpackhi_epi32,
-    _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
+    _mm512_shuffle_i32x4, _mm512_srli_epi16, _mm512_storeu_ps, _mm512_storeu_si512,
+    _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
 };
 
+use std::hint::black_box;
+
 use super::activations::{CHUNK, Group, quantise};
+use super::peak::{SHORT, total};
 use super::quantised::Job;
 use super::scalar;
 
@@ -35,6 +38,33 @@ const TALL: usize = 8;
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
 pub(super) unsafe fn quantise_group(x: &[f32], group: Group<'_>) {
     quantise(x, group);
+}
+
+/// See [`crate::Kernels::multiply_bytes`]: four products a lane.
+///
+/// # Safety
+/// The machine has the features.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
+pub(super) unsafe fn multiply_bytes(rounds: usize) -> u64 {
+    let a = black_box([_mm512_set1_epi8(1); 10]);
+    let mut all = 0;
+    for _ in 0..rounds.div_ceil(SHORT) {
+        let mut sums = [_mm512_setzero_si512(); 10];
+        for _ in 0..SHORT {
+            // Another one in every round as far as the compiler knows, so no product is kept for the next.
+            let w = black_box(_mm512_set1_epi8(1));
+            for (sum, a) in sums.iter_mut().zip(a) {
+                *sum = _mm512_dpbusd_epi32(*sum, w, a);
+            }
+        }
+        for sum in sums {
+            let mut lanes = [0_i32; 16];
+            // SAFETY: sixteen numbers have room.
+            unsafe { _mm512_storeu_si512(lanes.as_mut_ptr().cast(), sum) };
+            all += total(&lanes);
+        }
+    }
+    all
 }
 
 /// Outputs `from..to` of every row.

@@ -22,6 +22,7 @@ mod avx512_row;
 mod dense;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+mod peak;
 mod quantised;
 mod scalar;
 mod weights;

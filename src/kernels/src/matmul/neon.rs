@@ -10,15 +10,17 @@
 
 use std::arch::aarch64::{
     float32x4_t, int8x16_t, int32x4_t, uint8x16_t, vaddq_s32, vandq_u8, vcombine_s8, vcvtq_f32_s32,
-    vdupq_n_f32, vdupq_n_s32, vdupq_n_u8, veorq_u8, vfmaq_f32, vget_high_s8, vget_low_s8,
-    vld1q_f32, vld1q_s8, vld1q_s32, vld1q_u8, vld2q_s32, vmlal_high_s8, vmull_high_s8, vmull_s8,
-    vmulq_f32, vmulq_s32, vpadalq_s16, vpaddlq_s16, vpaddq_s32, vreinterpretq_s8_s32,
-    vreinterpretq_s8_u8, vshrq_n_u8, vst1q_f32, vsubq_s32, vuzp1q_s32, vuzp2q_s32,
+    vdupq_n_f32, vdupq_n_s8, vdupq_n_s32, vdupq_n_u8, veorq_u8, vfmaq_f32, vget_high_s8,
+    vget_low_s8, vld1q_f32, vld1q_s8, vld1q_s32, vld1q_u8, vld2q_s32, vmlal_high_s8, vmull_high_s8,
+    vmull_s8, vmulq_f32, vmulq_s32, vpadalq_s16, vpaddlq_s16, vpaddq_s32, vreinterpretq_s8_s32,
+    vreinterpretq_s8_u8, vshrq_n_u8, vst1q_f32, vst1q_s32, vsubq_s32, vuzp1q_s32, vuzp2q_s32,
 };
 use std::arch::asm;
+use std::hint::black_box;
 use std::mem::MaybeUninit;
 
 use super::activations::CHUNK;
+use super::peak::{SHORT, total};
 use super::quantised::Job;
 use super::scalar;
 
@@ -141,6 +143,68 @@ impl Bytes for I8mm {
             );
         }
         sums
+    }
+}
+
+/// See [`crate::Kernels::multiply_bytes`].
+///
+/// # Safety
+/// The machine has the feature.
+#[target_feature(enable = "neon")]
+pub(super) unsafe fn multiply_bytes(rounds: usize) -> u64 {
+    // SAFETY: the feature is that of the products.
+    unsafe { multiply_bytes_of::<Plain>(rounds) }
+}
+
+/// See [`crate::Kernels::multiply_bytes`].
+///
+/// # Safety
+/// The machine has the features.
+#[target_feature(enable = "neon,dotprod")]
+pub(super) unsafe fn multiply_bytes_dotprod(rounds: usize) -> u64 {
+    // SAFETY: the features are those of the products.
+    unsafe { multiply_bytes_of::<Dotprod>(rounds) }
+}
+
+/// See [`crate::Kernels::multiply_bytes`].
+///
+/// # Safety
+/// The machine has the features.
+#[target_feature(enable = "neon,dotprod,i8mm")]
+pub(super) unsafe fn multiply_bytes_i8mm(rounds: usize) -> u64 {
+    // SAFETY: the features are those of the products.
+    unsafe { multiply_bytes_of::<I8mm>(rounds) }
+}
+
+/// # Safety
+/// The machine has the instructions of `B`.
+#[inline(always)]
+unsafe fn multiply_bytes_of<B: Bytes>(rounds: usize) -> u64 {
+    // SAFETY: the promise of the caller; four numbers have room.
+    unsafe {
+        let one = vdupq_n_s8(1);
+        let a = black_box([one; 10]);
+        let mut all = 0;
+        for _ in 0..rounds.div_ceil(SHORT) {
+            let mut sums = [vdupq_n_s32(0); 10];
+            for _ in 0..SHORT {
+                // Another one in every round as far as the compiler knows, so no product is kept for the next.
+                let w = black_box(one);
+                for (sum, a) in sums.iter_mut().zip(a) {
+                    *sum = if B::BLOCKS {
+                        B::block(*sum, w, a)
+                    } else {
+                        B::dot(*sum, w, a)
+                    };
+                }
+            }
+            for sum in sums {
+                let mut lanes = [0_i32; 4];
+                vst1q_s32(lanes.as_mut_ptr(), sum);
+                all += total(&lanes);
+            }
+        }
+        all
     }
 }
 

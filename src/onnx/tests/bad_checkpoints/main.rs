@@ -38,3 +38,9 @@ fn all(checkpoint: &Checkpoint, name: &str) -> Result<Vec<f32>> {
     checkpoint.read(name, 0..rows, &mut out)?;
     Ok(out)
 }
+
+fn refused_somehow(format: Format, bytes: Vec<u8>) {
+    let error = read(format, bytes).map(drop).expect_err("must be refused");
+    assert_eq!(error.exit_status(), 65, "{error}");
+    assert!(error.to_string().contains("weights.file"), "{error}");
+}

@@ -4,7 +4,7 @@ use glm_onnx::checkpoint::Format;
 use serde_json::json;
 
 use crate::support::{fixture, safetensors_with};
-use crate::{all, read, refused};
+use crate::{all, read, refused, refused_somehow};
 
 #[test]
 fn lengths_that_lie_are_not_believed() {
@@ -27,12 +27,6 @@ fn lengths_that_lie_are_not_believed() {
     let mut longer = whole;
     longer.extend([0; 3]);
     refused(Format::Safetensors, longer, "malformed_file", &["3 bytes"]);
-}
-
-fn refused_somehow(format: Format, bytes: Vec<u8>) {
-    let error = read(format, bytes).map(drop).expect_err("must be refused");
-    assert_eq!(error.exit_status(), 65, "{error}");
-    assert!(error.to_string().contains("weights.file"), "{error}");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use glm_onnx::checkpoint::Format;
 
 use crate::support::zip::zip;
 use crate::support::{Pickle, ViewOf, archive, floats};
-use crate::{all, read, refused};
+use crate::{all, read, refused, refused_somehow};
 
 fn pickled(pickle: &[u8]) -> Vec<u8> {
     archive(pickle, &[&floats([0.0, 1.0, 2.0, 3.0, 4.0, 5.0])])
