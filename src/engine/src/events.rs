@@ -133,3 +133,17 @@ pub(crate) fn compiled_refused(reason: &str) {
 pub(crate) fn not_kept(reason: &std::io::Error) {
     warn!(%reason, "what the provider compiled is not kept for the next start");
 }
+
+pub(crate) fn times_not_kept(folder: &std::path::Path, reason: &std::io::Error) {
+    warn!(
+        folder = %folder.display(), %reason,
+        "times of products are not kept; they are taken again at the next start"
+    );
+}
+
+pub(crate) fn packed_refused(reason: &str) {
+    warn!(
+        reason,
+        "products of onnxruntime do not work for this model; ours take their place"
+    );
+}

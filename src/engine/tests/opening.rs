@@ -14,7 +14,7 @@ use std::process::Command;
 use glm::manifest;
 use glm_engine::backend::library::{Places, Prober, answer_probe};
 use glm_engine::backend::{Bytes, Row, SeqId, Step};
-use glm_engine::loading::{BackendKind, Directory, KvType, Loader, Options, open};
+use glm_engine::loading::{BackendKind, Directory, KvType, Loader, MatmulOptions, Options, open};
 use glm_engine::model::{Model, ModelSource};
 use glm_onnx::export;
 use glm_onnx::graph::{Block, Precision, Quantisation, Scheme, Table};
@@ -76,6 +76,7 @@ fn options(library: Option<PathBuf>) -> Options {
         kv: Bytes(8 << 20),
         kv_type: KvType::F16,
         verify: true,
+        matmul: MatmulOptions::default(),
     }
 }
 

@@ -15,7 +15,7 @@ use glm::spec::{Hints, Visibility};
 use glm::{ModelSpec, Position, TokenId};
 use glm_engine::backend::library::{Places, Prober, answer_probe};
 use glm_engine::backend::{Backend, BackendError, Bytes, Row, SeqId, Step};
-use glm_engine::loading::{BackendKind, KvType, Options, open_graph};
+use glm_engine::loading::{BackendKind, KvType, MatmulOptions, Options, open_graph};
 use glm_onnx::graph::{self, Block, Precision, Quantisation, Scheme, Table};
 use glm_onnx::synthetic;
 use tempfile::TempDir;
@@ -58,6 +58,7 @@ fn options() -> Options {
         kv: Bytes(8 << 20),
         kv_type: KvType::F32,
         verify: false,
+        matmul: MatmulOptions::default(),
     }
 }
 

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use glm_engine::backend::Bytes;
 use glm_engine::backend::library::{Places, Prober, answer_probe};
 use glm_engine::backend::provider::{Provider, ProviderKind};
-use glm_engine::loading::{BackendKind, KvType, Options, Report, open};
+use glm_engine::loading::{BackendKind, KvType, MatmulOptions, Options, Report, open};
 use glm_onnx::export;
 use tempfile::TempDir;
 
@@ -112,6 +112,7 @@ fn opened_on(backend: BackendKind, folder: &Path, library: PathBuf, provider: Pr
         kv: Bytes(8 << 20),
         kv_type: KvType::F16,
         verify: false,
+        matmul: MatmulOptions::default(),
     };
     open(folder, &options).unwrap().info.report
 }

@@ -426,14 +426,15 @@ impl Parts {
 /// The model directory of the configuration.
 fn model_source(config: &Config) -> Box<dyn ModelSource> {
     let folder = config.model.path.clone();
-    let options = options(&config.model);
+    let options = options(config);
     match options {
         Ok(options) => Box::new(Loader { folder, options }),
         Err(error) => Box::new(move || Err(error.clone())),
     }
 }
 
-fn options(model: &config::Model) -> glm_engine::Result<Options> {
+fn options(config: &Config) -> glm_engine::Result<Options> {
+    let model = &config.model;
     let named = |reason| glm_engine::Error::Load { reason };
     Ok(Options {
         backend: model.backend().map_err(named)?,
@@ -446,8 +447,14 @@ fn options(model: &config::Model) -> glm_engine::Result<Options> {
             config::KvType::Int8 => KvType::Int8,
         },
         verify: model.verify,
+        matmul: model.matmul_options(floor(config)),
         ..Options::of_process(model.onnxruntime.clone())?
     })
+}
+
+/// Memory that the configuration leaves alone.
+fn floor(config: &Config) -> Option<Bytes> {
+    config.memory.floor_mib.map(|mib| Bytes(mib << 20))
 }
 
 /// The governor of this machine, unless the operator does without.
@@ -456,7 +463,7 @@ fn governor(config: &Config, engine: &EngineHandle) -> Box<dyn Control> {
         return Box::new(Unlimited);
     }
     let settings = Settings {
-        floor: config.memory.floor_mib.map(|mib| Bytes(mib << 20)),
+        floor: floor(config),
         step_tokens: glm::Tokens(config.engine.step_tokens),
         ..Settings::default()
     };

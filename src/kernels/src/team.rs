@@ -89,6 +89,8 @@ struct Shared {
     members: Vec<Member>,
     ends: AtomicBool,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
+    /// How long a member looks for the next call before it sleeps.
+    patience: Duration,
 }
 
 // SAFETY: `task` is written by the caller alone while the state is closed
@@ -164,7 +166,7 @@ impl Shared {
                 }
                 spin_loop();
             }
-            if started.elapsed() > PATIENCE {
+            if started.elapsed() > self.patience {
                 break;
             }
         }
@@ -215,8 +217,18 @@ impl Team {
     /// # Errors
     /// When the system gives no threads.
     pub fn new(size: usize) -> io::Result<Self> {
+        Self::with_patience(size, PATIENCE)
+    }
+
+    /// As [`new`](Self::new), with members that look for the next call no longer than `patience`: for a team that
+    /// shares its processors with other threads of the same step.
+    ///
+    /// # Errors
+    /// When the system gives no threads.
+    pub fn with_patience(size: usize, patience: Duration) -> io::Result<Self> {
         let size = size.max(1);
         let shared = Arc::new(Shared {
+            patience,
             state: AtomicU64::new(0),
             task: UnsafeCell::new(None),
             members: (0..size).map(|_| Member::default()).collect(),

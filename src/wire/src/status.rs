@@ -51,6 +51,9 @@ pub struct ModelStatus {
     pub provider: String,
     /// Why this backend, and what was tried before it.
     pub backend_reason: String,
+    /// Whose kernel computes the quantised products, `glmd` or `onnxruntime`, and why; empty where there is no choice.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub matmul: String,
     /// Bits a weight and block, such as `int8/32`.
     pub quantisation: String,
     /// SHA-256 of the weights.

@@ -4,7 +4,9 @@
 //! domain `glmd` are registered as custom ones and share the weights and the
 //! caches with the backend. They run on a [`Team`], not through `ParallelFor`:
 //! nodes run one after the other, so the two sets of threads never work at the
-//! same time, and those of the runtime must be woken for every node.
+//! same time, and those of the runtime must be woken for every node. Where ONNX
+//! Runtime computes the products, too, members of the team sleep between two of
+//! our nodes rather than look for the next one on its processors.
 //!
 //! Panics never cross into C: each operator catches them, also those of tasks
 //! on other threads, and the step fails with their message.
@@ -12,9 +14,10 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
-use glm_kernels::{Parallel, Team};
-use glm_onnx::paging::{self, PositionInput};
+use glm_kernels::Team;
+use glm_onnx::paging::{self, Matmul, Paged, PositionInput, Quantised};
 use glm_onnx::proto::ModelProto;
 use ort::environment::Environment;
 use ort::ep::CPU;
@@ -27,6 +30,7 @@ use ort::value::{Tensor, TensorElementType, ValueRef};
 use prost::Message;
 use tracing::debug;
 
+use super::Bytes;
 use super::paged::{Inputs, Operation, Operators, Runtime, message_of};
 use super::provider;
 
@@ -40,26 +44,32 @@ pub(crate) struct OrtRuntime {
     input_ids: String,
     positions: PositionInput,
     logits: String,
+    /// What the session packed of the weights that stayed in the graph.
+    packed: Bytes,
 }
 
 impl OrtRuntime {
-    /// Makes a session of `model`, whose constants left in the graph lie in `folder`.
+    /// Makes a session of `paged`, whose constants left in the graph lie in `folder`.
     ///
     /// # Errors
     /// With the message of ONNX Runtime.
     pub(crate) fn new(
         env: &Environment,
         folder: &Path,
-        model: &ModelProto,
-        description: &paging::Description,
+        paged: &Paged,
         operators: &Arc<Operators>,
         threads: usize,
     ) -> Result<Self, String> {
-        let team = Team::new(threads).map_err(|error| format!("no threads: {error}"))?;
-        let session = session(env, folder, model, operators, Arc::new(team))
-            .map_err(|error| one_line(&error.to_string()))?;
+        let matmul = match paged.kept.is_empty() {
+            true => Matmul::Glmd,
+            false => Matmul::OnnxRuntime,
+        };
+        let team = Arc::new(team(threads, matmul)?);
+        let session = session(env, folder, &paged.model, operators, &team, threads)?;
+        let description = &paged.description;
         Ok(Self {
             session,
+            packed: packed(&paged.kept),
             input_ids: description.input_ids.clone(),
             positions: description.positions.clone(),
             logits: description.logits.clone(),
@@ -103,6 +113,10 @@ impl OrtRuntime {
 impl Runtime for OrtRuntime {
     const NAME: &'static str = NAME;
 
+    fn packed(&self) -> Bytes {
+        self.packed
+    }
+
     fn run(&mut self, inputs: &Inputs) -> Result<Vec<f32>, String> {
         self.logits(inputs)
             .map_err(|error| one_line(&error.to_string()))
@@ -110,24 +124,59 @@ impl Runtime for OrtRuntime {
 }
 
 /// Messages of ONNX Runtime may have several lines; logs and errors have one.
-fn one_line(text: &str) -> String {
+pub(crate) fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-fn session(
+/// Memory that ONNX Runtime packs `weights` into: the integers as many times as they are, and beside the scales
+/// as many sums, by which it takes zero points out of a product.
+pub(crate) fn packed<'a>(weights: impl IntoIterator<Item = &'a Quantised>) -> Bytes {
+    let of = |weights: &Quantised| weights.bytes() + weights.scales.bytes();
+    Bytes(weights.into_iter().map(of).sum())
+}
+
+/// Threads for our operators beside products of `matmul`.
+///
+/// # Errors
+/// When the system gives none.
+pub(crate) fn team(threads: usize, matmul: Matmul) -> Result<Team, String> {
+    match matmul {
+        Matmul::Glmd => Team::new(threads),
+        Matmul::OnnxRuntime => Team::with_patience(threads, Duration::ZERO),
+    }
+    .map_err(|error| format!("no threads: {error}"))
+}
+
+/// A session of a graph with our operators, which run on `team`; the others have `threads`.
+///
+/// # Errors
+/// With the message of ONNX Runtime.
+pub(crate) fn session(
     env: &Environment,
     folder: &Path,
     model: &ModelProto,
     operators: &Arc<Operators>,
-    team: Arc<Team>,
+    team: &Arc<Team>,
+    threads: usize,
+) -> Result<Session, String> {
+    build(env, folder, model, operators, team, threads)
+        .map_err(|error| one_line(&error.to_string()))
+}
+
+fn build(
+    env: &Environment,
+    folder: &Path,
+    model: &ModelProto,
+    operators: &Arc<Operators>,
+    team: &Arc<Team>,
+    threads: usize,
 ) -> ort::Result<Session> {
-    let threads = team.threads();
     let mut domain = OperatorDomain::new(paging::DOMAIN)?;
     for operation in Operation::ALL {
         domain = domain.add(Own {
             operation,
             operators: Arc::clone(operators),
-            team: Arc::clone(&team),
+            team: Arc::clone(team),
         })?;
     }
     let builder = Session::builder(env)?

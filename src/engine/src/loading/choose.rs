@@ -4,11 +4,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use glm_onnx::paging::{self, Outcome, Paged};
+use glm_onnx::paging::{self, Matmul, Outcome, Paged};
 use glm_onnx::proto::ModelProto;
 use prost::Message;
 
 use super::directory::{Directory, failed};
+use super::matmul::{self, Subject};
+use super::verdict::{Reason, Verdict};
 use super::{Attempt, BackendKind, Options, Report, onnxruntime, self_test};
 use crate::backend::fixed::FixedShapes;
 use crate::backend::library::Search;
@@ -18,7 +20,10 @@ use crate::backend::portable::{self, Portable};
 use crate::backend::provider::{Placement, Provider};
 use crate::backend::threads::Threads;
 use crate::backend::{Backend, BackendError};
-use crate::{Error, Result};
+use crate::{Error, Result, events};
+
+/// A backend that has passed the self-test, and how far off its logits were of how far they may be.
+type Tested = (Box<dyn Backend>, Option<(f32, f32)>);
 
 /// What all attempts share.
 struct Chooser<'a> {
@@ -28,12 +33,14 @@ struct Chooser<'a> {
     options: &'a Options,
     threads: &'a Threads,
     search: &'a Search,
-    /// The graph, read and rewritten when the first backend asks for it.
-    rewritten: Option<Outcome>,
+    /// The graph, read and rewritten when the first backend asks for it, and whose products it has.
+    rewritten: Option<(Matmul, Outcome)>,
     /// Instruction set of the kernels of the last attempt that used them.
     kernels: Option<&'static str>,
     /// Where the nodes of the last attempt run, if it was on a provider.
     placement: Option<Placement>,
+    /// Whose products the last attempt uses, if there was a choice.
+    matmul: Option<Verdict>,
 }
 
 /// The first backend that passes the self-test, or every reason why there is none.
@@ -59,16 +66,18 @@ pub(super) fn choose(
         ..Report::default()
     };
     for (kind, provider) in candidates(options) {
-        let tested = chooser.open(kind, provider).and_then(|mut backend| {
-            let deviation = test(directory, backend.as_mut())?;
-            Ok((backend, deviation))
-        });
+        chooser.matmul = None;
+        let tested = match kind {
+            BackendKind::OrtPaged => chooser.ort_paged_tested(directory),
+            _ => (chooser.open(kind, provider)).and_then(|backend| tested(directory, backend)),
+        };
         match tested {
             Ok((backend, deviation)) => {
                 report.backend = Some(kind);
                 report.placement = chooser.placement;
                 report.deviation = deviation;
                 report.kernels = chooser.kernels;
+                report.matmul = chooser.matmul;
                 return Ok((backend, report));
             }
             Err(reason) => report.attempts.push(Attempt {
@@ -117,6 +126,7 @@ pub(super) fn only(
         rewritten: None,
         kernels: None,
         placement: None,
+        matmul: None,
     };
     chooser
         .open(kind, None)
@@ -152,16 +162,17 @@ pub(super) fn library_of(search: &Search) -> Result<&Path, String> {
     }
 }
 
-/// The golden logits of the model, or for models without, that there are logits; returns how far they are off.
-fn test(directory: &Directory, backend: &mut dyn Backend) -> Result<Option<(f32, f32)>, String> {
-    match &directory.manifest {
+/// Asks for the golden logits of the model, or of models without, for any logits.
+fn tested(directory: &Directory, mut backend: Box<dyn Backend>) -> Result<Tested, String> {
+    let deviation = match &directory.manifest {
         Some(manifest) => {
             let golden = &manifest.golden;
-            let worst = self_test::golden(backend, golden)?;
-            Ok(Some((worst, golden.tolerance)))
+            let worst = self_test::golden(backend.as_mut(), golden)?;
+            Some((worst, golden.tolerance))
         }
-        None => self_test::finite(backend).map(|()| None),
-    }
+        None => self_test::finite(backend.as_mut()).map(|()| None)?,
+    };
+    Ok((backend, deviation))
 }
 
 impl<'a> Chooser<'a> {
@@ -180,6 +191,7 @@ impl<'a> Chooser<'a> {
             rewritten: None,
             kernels: None,
             placement: None,
+            matmul: None,
         }
     }
 
@@ -190,21 +202,24 @@ impl<'a> Chooser<'a> {
     ) -> Result<Box<dyn Backend>, String> {
         self.placement = None;
         match kind {
-            BackendKind::OrtPaged => self.ort_paged(),
+            BackendKind::OrtPaged => {
+                self.ort_paged(self.options.matmul.only.unwrap_or(Matmul::Glmd))
+            }
             BackendKind::TractPaged => self.tract_paged(),
             BackendKind::OrtPortable => self.ort_portable(provider),
         }
     }
 
-    fn paged(&mut self) -> Result<&Paged, String> {
-        if self.rewritten.is_none() {
+    /// The graph as it runs on paged caches; kept until it is asked for with other products.
+    fn paged(&mut self, matmul: Matmul) -> Result<&Paged, String> {
+        if (self.rewritten.as_ref()).is_none_or(|(kept, _)| *kept != matmul) {
             let path = self.graph;
             let bytes = fs::read(path).map_err(|error| failed(path, error).to_string())?;
             let model = ModelProto::decode(bytes.as_slice())
                 .map_err(|error| failed(path, error).to_string())?;
-            self.rewritten = Some(paging::page(&model));
+            self.rewritten = Some((matmul, paging::page_for(&model, matmul)));
         }
-        match self.rewritten.as_ref() {
+        match self.rewritten.as_ref().map(|(_, outcome)| outcome) {
             Some(Outcome::Paged(paged)) => Ok(paged),
             Some(Outcome::Unmodified(unknown)) => {
                 Err(format!("the graph cannot run on paged caches: {unknown}"))
@@ -213,15 +228,18 @@ impl<'a> Chooser<'a> {
         }
     }
 
-    /// Weights and caches for the paged graph.
-    fn operators(&mut self) -> Result<Arc<Operators>, String> {
-        let limits = Limits {
+    const fn limits(&self) -> Limits {
+        Limits {
             max_tokens: self.context,
             kv: self.options.kv,
             kv_type: self.options.kv_type,
-        };
-        let folder = self.folder();
-        let paged = self.paged()?;
+        }
+    }
+
+    /// Weights and caches for the paged graph.
+    fn operators(&mut self, matmul: Matmul) -> Result<Arc<Operators>, String> {
+        let (folder, limits) = (self.folder(), self.limits());
+        let paged = self.paged(matmul)?;
         let operators = Operators::new(&folder, paged, limits)?;
         self.kernels = Some(operators.isa());
         Ok(Arc::new(operators))
@@ -232,29 +250,77 @@ impl<'a> Chooser<'a> {
         self.graph.parent().unwrap_or(Path::new(".")).to_owned()
     }
 
-    fn ort_paged(&mut self) -> Result<Box<dyn Backend>, String> {
+    fn ort_paged(&mut self, matmul: Matmul) -> Result<Box<dyn Backend>, String> {
         let environment = onnxruntime::environment(library_of(self.search)?)?;
-        let operators = self.operators()?;
+        let operators = self.operators(matmul)?;
         let (folder, threads) = (self.folder(), self.threads.count);
-        let paged = self.paged()?;
-        let runtime = OrtRuntime::new(
-            &environment,
-            &folder,
-            &paged.model,
-            &paged.description,
-            &operators,
-            threads,
-        )?;
+        let paged = self.paged(matmul)?;
+        let runtime = OrtRuntime::new(&environment, &folder, paged, &operators, threads)?;
         Ok(Box::new(PagedBackend::new(operators, runtime)))
+    }
+
+    /// ONNX Runtime on the paged graph, with the products that the configuration, memory and times speak for.
+    ///
+    /// Times are taken when ours have passed the self-test: it has brought the weights into memory, and whatever
+    /// goes wrong afterwards, there is something that serves.
+    fn ort_paged_tested(&mut self, directory: &Directory) -> Result<Tested, String> {
+        let mut ours = None;
+        let mut verdict = self.verdict(directory, matmul::known)?;
+        if verdict.is_none() {
+            ours = Some(tested(directory, self.ort_paged(Matmul::Glmd)?)?);
+            verdict = self.verdict(directory, |options, subject| {
+                Some(matmul::measured(options, subject))
+            })?;
+        }
+        self.matmul = verdict;
+        if (self.matmul.as_ref()).is_some_and(|verdict| verdict.matmul == Matmul::OnnxRuntime) {
+            let packed = self.ort_paged(Matmul::OnnxRuntime);
+            match packed.and_then(|backend| tested(directory, backend)) {
+                Ok(tested) => return Ok(tested),
+                Err(reason) => {
+                    events::packed_refused(&reason);
+                    self.matmul = Some(Verdict {
+                        matmul: Matmul::Glmd,
+                        reason: Reason::Failed(reason),
+                    });
+                }
+            }
+        }
+        match ours {
+            Some(tested) => Ok(tested),
+            None => tested(directory, self.ort_paged(Matmul::Glmd)?),
+        }
+    }
+
+    /// Asks `judge` whose products the model should use.
+    fn verdict(
+        &mut self,
+        directory: &Directory,
+        judge: impl FnOnce(&matmul::Options, &Subject<'_>) -> Option<Verdict>,
+    ) -> Result<Option<Verdict>, String> {
+        let environment = onnxruntime::environment(library_of(self.search)?)?;
+        let library = (self.search.library.as_ref()).map_or("", |library| &library.build);
+        let (options, limits, threads) = (self.options, self.limits(), self.threads.count);
+        let folder = self.folder();
+        let subject = Subject {
+            env: &environment,
+            library,
+            digest: &directory.digest,
+            folder: &folder,
+            paged: self.paged(Matmul::Glmd)?,
+            limits,
+            threads,
+        };
+        Ok(judge(&options.matmul, &subject))
     }
 
     #[cfg(feature = "tract")]
     fn tract_paged(&mut self) -> Result<Box<dyn Backend>, String> {
         use crate::backend::tract_paged::TractRuntime;
 
-        let operators = self.operators()?;
+        let operators = self.operators(Matmul::Glmd)?;
         let (folder, threads) = (self.folder(), self.threads.count);
-        let paged = self.paged()?;
+        let paged = self.paged(Matmul::Glmd)?;
         let runtime = TractRuntime::new(
             &folder,
             &paged.model,

@@ -4,10 +4,12 @@
 //! takes the first backend that answers the model's own test prompts right:
 //! ONNX Runtime with paged caches, tract with paged caches, then ONNX Runtime
 //! on the unmodified graph. What did not do, and why, comes along in the
-//! [`Report`], for the log, `status` and `doctor`.
+//! [`Report`], for the log, `status` and `doctor`. Whose products the first of
+//! them uses is measured ([`verdict`]).
 
 mod choose;
 mod directory;
+mod matmul;
 mod onnxruntime;
 mod report;
 mod self_test;
@@ -21,6 +23,8 @@ use tracing::{info, warn};
 
 pub use directory::Directory;
 pub use glm_kernels::KvType;
+pub use glm_onnx::paging::Matmul;
+pub use matmul::{Options as MatmulOptions, verdict};
 pub use report::{Attempt, BackendKind, Report};
 
 use crate::backend::library::{Places, Prober, Search};
@@ -57,6 +61,8 @@ pub struct Options {
     pub kv_type: KvType,
     /// Whether to hash every file before it is used, rather than only to compare sizes.
     pub verify: bool,
+    /// Whose kernel computes quantised products where ONNX Runtime runs the paged graph.
+    pub matmul: MatmulOptions,
 }
 
 impl Options {
@@ -79,6 +85,7 @@ impl Options {
             kv: KV,
             kv_type: KvType::F16,
             verify: false,
+            matmul: MatmulOptions::default(),
         })
     }
 }
@@ -252,6 +259,7 @@ fn tell(directory: &Directory, report: &Report) {
         provider = report.placement.as_ref().map(tracing::field::display),
         threads = report.threads,
         kernels = report.kernels,
+        matmul = report.matmul.as_ref().map(tracing::field::display),
         elapsed_ms = report.elapsed.as_millis(),
         "model loaded"
     );

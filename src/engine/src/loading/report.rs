@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use super::verdict::Verdict;
 use crate::backend::provider::{Placement, ProviderKind};
 
 /// A way to run models.
@@ -84,6 +85,8 @@ pub struct Report {
     pub cpus: Vec<usize>,
     /// Instruction set of our own kernels, where the backend uses them.
     pub kernels: Option<&'static str>,
+    /// Whose quantised products, and why; `None` where there is no choice.
+    pub matmul: Option<Verdict>,
     /// Furthest that a golden logit was off, and how far it may be; `None` for models without.
     pub deviation: Option<(f32, f32)>,
     /// Time from the start of loading to a passed self-test.

@@ -56,6 +56,7 @@ fn describe(status: &Status) -> String {
             rows.push(("backend", model.backend.clone()));
             rows.push(("provider", model.provider.clone()));
             rows.push(("", model.backend_reason.clone()));
+            rows.push(("matmul", model.matmul.clone()));
             rows.push(("does", model.operations.join(", ")));
             rows.push(("tasks", model.tasks.join(", ")));
         }

@@ -156,6 +156,7 @@ fn backend(seen: &Seen, topic: &mut Topic<'_>) {
             "" => topic.ok(format!("{what}, the best there is")),
             reason => topic.warning(format!("{what}, for {reason}"), better(reason)),
         }
+        matmul(&model.matmul, topic);
     }
     match &seen.model {
         Some((folder, Ok(report))) => loaded(folder, report, topic),
@@ -199,9 +200,24 @@ fn loaded(folder: &Path, report: &Report, topic: &mut Topic<'_>) {
         report.kernels.unwrap_or("of the runtime"),
     ));
     topic.ok(what);
+    let verdict = report.matmul.as_ref().map(ToString::to_string);
+    matmul(&verdict.unwrap_or_default(), topic);
     for attempt in &report.attempts {
         let reason = format!("{} was not taken: {}", attempt.backend, attempt.reason);
         topic.warning(reason, better(&attempt.reason));
+    }
+}
+
+/// Whose products are used and why, where there is a choice.
+fn matmul(verdict: &str, topic: &mut Topic<'_>) {
+    let what = format!("products by {verdict}");
+    if verdict.contains("do not work") {
+        topic.warning(
+            what,
+            "set model.matmul = \"glmd\"; please report this machine",
+        );
+    } else if !verdict.is_empty() {
+        topic.ok(what);
     }
 }
 
@@ -513,6 +529,8 @@ mod tests {
     use glm_engine::backend::library::{Library, Search};
     use glm_engine::backend::threads::{Processors, Threads};
     use glm_engine::control;
+    use glm_engine::loading::Matmul;
+    use glm_engine::loading::verdict::{Measurement, Reason, Sample, Times, Verdict};
     use glm_engine::memory::telemetry::{Clockrate, Heat, Snapshot, System, Zone};
     use glm_engine::units::Margin;
     use glm_wire::status::ModelStatus;
@@ -636,6 +654,7 @@ mod tests {
                 id: "theirs".to_owned(),
                 backend: "ort-portable".to_owned(),
                 backend_reason: "ort-paged: the graph cannot run on paged caches: Foo".to_owned(),
+                matmul: "glmd, for onnxruntime's are 0.71 times as fast".to_owned(),
                 ..ModelStatus::default()
             }),
             ..Status::default()
@@ -661,6 +680,8 @@ mod tests {
         let backend = about(&all, "backend");
         assert!(backend[0].what.contains("Foo"), "{backend:?}");
         assert!(fix(backend[0]).contains("glmctl export"));
+        assert!(backend[1].what.contains("products by glmd, for"));
+        assert_eq!(backend[1].state, State::Ok);
         assert!(about(&all, "memory")[0].what.contains("12 MiB"));
         assert_eq!(about(&all, "memory")[0].state, State::Warning);
         assert!(
@@ -668,6 +689,51 @@ mod tests {
                 .what
                 .contains("CPUExecutionProvider")
         );
+    }
+
+    #[test]
+    fn a_model_that_was_loaded_here_tells_whose_products_it_uses() {
+        let about_model = |reason| {
+            let matmul = Matmul::Glmd;
+            let report = Report {
+                backend: Some(BackendKind::OrtPaged),
+                matmul: Some(Verdict { matmul, reason }),
+                ..Report::default()
+            };
+            let seen = Seen {
+                model: Some((PathBuf::from("/m"), Ok(report))),
+                ..pi()
+            };
+            let all = findings(&seen);
+            about(&all, "backend")[1].clone()
+        };
+        let times = |rows| Times {
+            rows,
+            glmd: 2_000_000,
+            onnxruntime: 3_000_000,
+        };
+        let measured = Reason::Measured(Measurement {
+            samples: vec![Sample {
+                outputs: 2048,
+                inputs: 2048,
+                bits: 8,
+                block: 32,
+                count: 10.0,
+                times: vec![times(1), times(8), times(32)],
+            }],
+            invariant: true,
+            elapsed_ms: 180,
+        });
+        let found = about_model(measured);
+        assert_eq!(found.state, State::Ok);
+        assert!(
+            found.what.contains("0.67 times as fast")
+                && found.what.contains("1 row 20.00 and 30.00 ms"),
+            "{found:?}"
+        );
+        let found = about_model(Reason::Failed("self-test: off".to_owned()));
+        assert_eq!(found.state, State::Warning);
+        assert!(fix(&found).contains("model.matmul"));
     }
 
     #[test]

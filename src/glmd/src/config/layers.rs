@@ -438,6 +438,32 @@ mod tests {
     }
 
     #[test]
+    fn products_are_measured_unless_a_kernel_is_named() {
+        use glm_engine::loading::Matmul;
+
+        let only = |sources: &Sources| {
+            let model = load(sources).expect("good").config.model;
+            model.matmul_options(None).only
+        };
+        let (_folder, mut sources) = written("[model]\nthreads = 2");
+        assert_eq!(only(&sources), None);
+        for (name, matmul) in [
+            ("measured", None),
+            ("glmd", Some(Matmul::Glmd)),
+            ("onnxruntime", Some(Matmul::OnnxRuntime)),
+        ] {
+            sources.environment = vec![("GLMD_MODEL__MATMUL".into(), name.into())];
+            assert_eq!(only(&sources), matmul, "{name}");
+        }
+        sources.environment = vec![("GLMD_MODEL__MATMUL".into(), "mlas".into())];
+        let told = load(&sources).expect_err("no such kernel").to_string();
+        assert!(
+            told.contains("GLMD_MODEL__MATMUL") && told.contains("`measured`"),
+            "{told}"
+        );
+    }
+
+    #[test]
     fn tcp_is_loopback_with_a_token_and_may_be_put_together() {
         let (_folder, mut sources) = written("http.tcp.listen = '127.0.0.1:8080'");
         assert!(load(&sources).is_err(), "no token file");

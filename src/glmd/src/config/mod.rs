@@ -7,12 +7,14 @@ pub mod layers;
 pub mod show;
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use glm_engine::backend::Bytes;
 use glm_engine::backend::provider::{self, ProviderKind};
-use glm_engine::loading::BackendKind;
+use glm_engine::loading::{self, BackendKind, MatmulOptions};
 use serde::{Deserialize, Serialize};
 
 pub use layers::{Loaded, Origin, Sources, load};
@@ -50,6 +52,8 @@ pub struct Model {
     /// Accelerator to try before `backend`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub provider: Option<Provider>,
+    /// Whose kernel computes quantised products on `ort-paged`.
+    pub matmul: Matmul,
     /// libonnxruntime to use before those that are found.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub onnxruntime: Option<PathBuf>,
@@ -69,6 +73,7 @@ impl Default for Model {
             path: "/var/lib/glmd/model".into(),
             backend: AUTO.into(),
             provider: None,
+            matmul: Matmul::Measured,
             onnxruntime: None,
             threads: 0,
             kv_mib: 512,
@@ -100,6 +105,19 @@ pub struct Provider {
 const AUTO: &str = "auto";
 /// Most MiB that a configuration may ask for: 1 TiB is more than the boxes have.
 const MAX_MIB: u64 = 1 << 20;
+
+/// Whose kernel computes quantised products.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Matmul {
+    /// glmd's, or ONNX Runtime's where those are clearly faster and memory allows them.
+    #[default]
+    Measured,
+    /// glmd's, which reads weights where they lie in the file.
+    Glmd,
+    /// ONNX Runtime's, which packs weights into memory of its own.
+    OnnxRuntime,
+}
 
 /// How keys and values are kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -456,6 +474,21 @@ impl Model {
         }
     }
 
+    /// How the kernel of quantised products is chosen.
+    #[must_use]
+    pub fn matmul_options(&self, floor: Option<Bytes>) -> MatmulOptions {
+        MatmulOptions {
+            only: match self.matmul {
+                Matmul::Measured => None,
+                Matmul::Glmd => Some(loading::Matmul::Glmd),
+                Matmul::OnnxRuntime => Some(loading::Matmul::OnnxRuntime),
+            },
+            cache: cache_folder(|name| std::env::var_os(name)),
+            floor,
+            ..MatmulOptions::default()
+        }
+    }
+
     /// The accelerator to try first.
     ///
     /// # Errors
@@ -475,6 +508,18 @@ impl Model {
     }
 }
 
+/// Where things may be kept that can be made again: what systemd gives us, or the user's folder.
+fn cache_folder(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    let folder = |name: &str| {
+        variable(name)
+            .filter(|path| !path.is_empty())
+            .map(PathBuf::from)
+    };
+    folder("CACHE_DIRECTORY")
+        .or_else(|| Some(folder("XDG_CACHE_HOME")?.join("glmd")))
+        .or_else(|| Some(folder("HOME")?.join(".cache/glmd")))
+}
+
 impl Http {
     /// Permissions of the socket.
     #[must_use]
@@ -489,5 +534,28 @@ impl Log {
     #[must_use]
     pub fn targets(&self) -> Option<tracing_subscriber::filter::Targets> {
         self.level.parse().ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_can_be_made_again_is_kept_where_services_and_users_keep_it() {
+        let with = |set: &[(&str, &str)]| {
+            let set: Vec<(String, OsString)> = set
+                .iter()
+                .map(|(k, v)| ((*k).to_owned(), v.into()))
+                .collect();
+            cache_folder(|name| set.iter().find(|(k, _)| k == name).map(|(_, v)| v.clone()))
+        };
+        let service = ("CACHE_DIRECTORY", "/var/cache/glmd");
+        let user = ("HOME", "/home/joe");
+        assert_eq!(with(&[service, user]), Some("/var/cache/glmd".into()));
+        assert_eq!(with(&[user]), Some("/home/joe/.cache/glmd".into()));
+        let moved = ("XDG_CACHE_HOME", "/tmp/joe");
+        assert_eq!(with(&[user, moved]), Some("/tmp/joe/glmd".into()));
+        assert_eq!(with(&[("HOME", "")]), None);
     }
 }

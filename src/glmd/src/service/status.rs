@@ -32,6 +32,7 @@ impl Service {
                 provider: (info.report.placement.as_ref())
                     .map_or_else(String::new, ToString::to_string),
                 backend_reason: info.report.backend_reason().unwrap_or_default(),
+                matmul: (info.report.matmul.as_ref()).map_or_else(String::new, ToString::to_string),
                 operations: operations(&info),
                 tasks: info.tasks.keys().cloned().collect(),
                 quantisation: info.report.quantisation.clone().unwrap_or_default(),

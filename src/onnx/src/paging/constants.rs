@@ -1,8 +1,11 @@
 //! Weights that leave the graph: what they are and where their bytes lie.
 
 use super::graph::{self, Graph, attr_count, attr_int, input, unknown};
-use super::{MATMUL, ROWS, Unknown};
+use super::{MATMUL, MATMUL_NBITS, Matmul, ROWS, Unknown};
 use crate::proto::{NodeProto, TensorProto, tensor_proto::DataType};
+
+/// Makes ONNX Runtime compute in INT8, as our kernels do.
+pub(super) const ACCURACY_LEVEL: (&str, i64) = ("accuracy_level", 4);
 
 /// Place in [`Paged::constants`](super::Paged::constants).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -54,6 +57,31 @@ pub struct Quantised {
     pub zero_points: Option<Blob>,
     /// f32 `[outputs]`.
     pub bias: Option<Blob>,
+}
+
+impl Quantised {
+    /// What the tensors take in the file.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        let optional = [&self.zero_points, &self.bias];
+        let optional = optional.into_iter().flatten().map(Blob::bytes);
+        self.values.bytes() + self.scales.bytes() + optional.sum::<u64>()
+    }
+
+    /// The weights of the first `count` outputs, or of all where there are fewer: every tensor begins with them.
+    #[must_use]
+    pub fn first_outputs(&self, count: usize) -> Self {
+        let count = count.clamp(1, self.outputs.max(1));
+        let part = |blob: &Blob| blob.first(count as u64, self.outputs.max(1) as u64);
+        Self {
+            outputs: count,
+            values: part(&self.values),
+            scales: part(&self.scales),
+            zero_points: self.zero_points.as_ref().map(part),
+            bias: self.bias.as_ref().map(part),
+            ..*self
+        }
+    }
 }
 
 /// Weights of a plain product.
@@ -130,13 +158,25 @@ impl ElementType {
     }
 }
 
-/// Moves the weights of products out of the graph.
-pub(super) fn replace_products(graph: &mut Graph) -> Result<(), Unknown> {
+/// Moves the weights of products out of the graph; returns those that stay for the kernel of `matmul`.
+pub(super) fn replace_products(
+    graph: &mut Graph,
+    matmul: Matmul,
+) -> Result<Vec<Quantised>, Unknown> {
+    let mut kept = Vec::new();
     for place in 0..graph.graph.node.len() {
         let node = graph.graph.node[place].clone();
         let constant = match (node.domain.as_str(), node.op_type.as_str()) {
-            ("com.microsoft", "MatMulNBits") => {
-                Some(Constant::Quantised(Box::new(quantised(graph, &node)?)))
+            MATMUL_NBITS => {
+                let weights = quantised(graph, &node)?;
+                if matmul == Matmul::OnnxRuntime {
+                    kept.push(weights);
+                    let attributes = &mut graph.graph.node[place].attribute;
+                    attributes.retain(|attribute| attribute.name != ACCURACY_LEVEL.0);
+                    attributes.push(graph::integer(ACCURACY_LEVEL.0, ACCURACY_LEVEL.1));
+                    continue;
+                }
+                Some(Constant::Quantised(Box::new(weights)))
             }
             ("" | "ai.onnx", "MatMul") => dense(graph, &node).map(Constant::Dense),
             _ => None,
@@ -147,7 +187,7 @@ pub(super) fn replace_products(graph: &mut Graph) -> Result<(), Unknown> {
             graph.graph.node[place] = graph::own(&node, MATMUL, id.0, operand);
         }
     }
-    Ok(())
+    Ok(kept)
 }
 
 /// Moves the tables of look-ups out of the graph.
@@ -343,6 +383,25 @@ fn dense(graph: &Graph, node: &NodeProto) -> Option<Dense> {
 }
 
 impl Blob {
+    /// The first `count` of `all` parts of the same size.
+    fn first(&self, count: u64, all: u64) -> Self {
+        let bytes = self.bytes() / all * count;
+        Self {
+            data: match &self.data {
+                BlobData::Inline(data) => {
+                    let end = usize::try_from(bytes).unwrap_or(usize::MAX).min(data.len());
+                    BlobData::Inline(data[..end].to_vec())
+                }
+                BlobData::External { file, offset, .. } => BlobData::External {
+                    file: file.clone(),
+                    offset: *offset,
+                    length: bytes,
+                },
+            },
+            ..self.clone()
+        }
+    }
+
     /// Number of bytes.
     #[must_use]
     pub const fn bytes(&self) -> u64 {

@@ -272,7 +272,7 @@ impl Graph {
                     self.outside(logits, "no product with constant weights makes the logits")
                 );
             };
-            if node.op_type == super::MATMUL {
+            if node.op_type == super::MATMUL || is_kept_product(node) {
                 break node.clone();
             }
             let next = node
@@ -284,14 +284,15 @@ impl Graph {
                 _ => return Err(unknown(node, "stands between the head and the logits")),
             }
         };
-        let rows = head
-            .attribute
-            .iter()
-            .find(|attribute| attribute.name == INDEX)
-            .and_then(|attribute| usize::try_from(attribute.i).ok())
-            .and_then(|index| self.constants.get(index))
-            .and_then(Constant::outputs)
-            .ok_or_else(|| unknown(&head, "the head has no weights"))?;
+        let rows = if is_kept_product(&head) {
+            attr_count(&head, "N")
+        } else {
+            attr_int(&head, INDEX)
+                .and_then(|index| usize::try_from(index).ok())
+                .and_then(|index| self.constants.get(index))
+                .and_then(Constant::outputs)
+        };
+        let rows = rows.ok_or_else(|| unknown(&head, "the head has no weights"))?;
         let gathered = format!("{}/wanted", head.input[0]);
         let gather = NodeProto {
             name: gathered.clone(),
@@ -352,6 +353,11 @@ impl Graph {
             reason: reason.to_owned(),
         }
     }
+}
+
+/// Whether a node is a product that ONNX Runtime computes.
+fn is_kept_product(node: &NodeProto) -> bool {
+    (node.domain.as_str(), node.op_type.as_str()) == super::MATMUL_NBITS
 }
 
 /// A complaint about a node.

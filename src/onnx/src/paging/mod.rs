@@ -18,6 +18,7 @@
 //! outside attention treats each token by itself; a node that may not, or that
 //! is not known, leaves the model unmodified and is named in [`Unknown`].
 
+mod alone;
 mod attention;
 mod constants;
 mod graph;
@@ -25,6 +26,7 @@ mod rows;
 #[cfg(test)]
 mod tests;
 
+pub use alone::alone;
 pub use attention::{AttentionLayer, QkvLayout, RotaryTables};
 pub use constants::{Blob, BlobData, Constant, ConstantId, Dense, ElementType, Quantised, Table};
 
@@ -46,6 +48,36 @@ pub const ROWS: &str = "GlmdRows";
 pub const INDEX: &str = "index";
 /// Input that names the rows whose logits are wanted, i64 `[M]`.
 pub const WANTED_ROWS: &str = "glmd_wanted_rows";
+/// ONNX Runtime's product with quantised weights, and the domain that it is in.
+const MATMUL_NBITS: (&str, &str) = ("com.microsoft", "MatMulNBits");
+
+/// Whose kernel computes products with quantised weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Matmul {
+    /// Ours: weights are read where they lie in the file.
+    #[default]
+    Glmd,
+    /// ONNX Runtime's: `MatMulNBits` nodes stay in the graph, and the runtime packs their weights into memory of
+    /// its own.
+    OnnxRuntime,
+}
+
+impl Matmul {
+    /// Name as the configuration and `status` spell it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Glmd => "glmd",
+            Self::OnnxRuntime => "onnxruntime",
+        }
+    }
+}
+
+impl std::fmt::Display for Matmul {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
 
 /// What became of a model.
 #[derive(Clone, Debug)]
@@ -88,6 +120,8 @@ pub struct Paged {
     pub model: ModelProto,
     /// Weights by [`ConstantId`].
     pub constants: Vec<Constant>,
+    /// Weights of the products that stay in the graph.
+    pub kept: Vec<Quantised>,
     /// What the runtime must know.
     pub description: Description,
 }
@@ -118,21 +152,27 @@ pub enum PositionInput {
     Two(String),
 }
 
-/// Rewrites `model` if every node of it is known.
+/// Rewrites `model` if every node of it is known; all products become ours.
 #[must_use]
 pub fn page(model: &ModelProto) -> Outcome {
-    match rewrite(model) {
+    page_for(model, Matmul::Glmd)
+}
+
+/// As [`page`], with quantised products for the kernel of `matmul`.
+#[must_use]
+pub fn page_for(model: &ModelProto, matmul: Matmul) -> Outcome {
+    match rewrite(model, matmul) {
         Ok(paged) => Outcome::Paged(Box::new(paged)),
         Err(unknown) => Outcome::Unmodified(unknown),
     }
 }
 
-fn rewrite(model: &ModelProto) -> Result<Paged, Unknown> {
+fn rewrite(model: &ModelProto, matmul: Matmul) -> Result<Paged, Unknown> {
     let mut graph = Graph::new(model)?;
     let attention = attention::replace(&mut graph)?;
     let logits = graph.only_output()?;
     graph.sweep();
-    constants::replace_products(&mut graph)?;
+    let kept = constants::replace_products(&mut graph, matmul)?;
     constants::replace_tables(&mut graph)?;
     graph.sweep();
     let input_ids = graph.token_input()?;
@@ -143,6 +183,7 @@ fn rewrite(model: &ModelProto) -> Result<Paged, Unknown> {
     Ok(Paged {
         model,
         constants,
+        kept,
         description: Description {
             input_ids,
             positions,

@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 
 use super::graph::{Graph, attr_int, input, unknown};
-use super::{DOMAIN, PositionInput, Unknown};
+use super::{DOMAIN, MATMUL_NBITS, PositionInput, Unknown};
 use crate::proto::NodeProto;
 
 /// Element by element, with operands that broadcast over tokens.
@@ -94,6 +94,7 @@ pub(super) fn check(graph: &Graph, positions: &PositionInput) -> Result<(), Unkn
             light.extend(node.output.iter().map(String::as_str));
         }
         let safe = node.domain == DOMAIN
+            || (node.domain.as_str(), op) == MATMUL_NBITS
             || BY_ELEMENT.contains(&op)
             || SHAPES.contains(&op)
             || (BY_ROW.contains(&op) && last_axis(node))

@@ -432,3 +432,81 @@ fn a_rewritten_model_survives_the_wire() {
     let again = ModelProto::decode(model.encode_to_vec().as_slice()).unwrap();
     assert_eq!(model, again);
 }
+
+#[test]
+fn products_stay_for_the_kernel_of_onnxruntime() {
+    let model = causal();
+    let (Outcome::Paged(ours), Outcome::Paged(kept)) =
+        (page(&model), page_for(&model, Matmul::OnnxRuntime))
+    else {
+        panic!("unmodified");
+    };
+    let products = |paged: &Paged| -> Vec<NodeProto> {
+        let nodes = &paged.model.graph.as_ref().unwrap().node;
+        let product = |node: &&NodeProto| node.op_type == "MatMulNBits";
+        nodes.iter().filter(product).cloned().collect()
+    };
+    let quantised = |paged: &Paged| {
+        let of = |constant: &&Constant| matches!(constant, Constant::Quantised(_));
+        paged.constants.iter().filter(of).count()
+    };
+    assert!(ours.kept.is_empty() && products(&ours).is_empty());
+    assert_eq!(kept.kept.len(), quantised(&ours));
+    assert_eq!(products(&kept).len(), quantised(&ours));
+    assert_eq!(quantised(&kept), 0);
+    for node in products(&kept) {
+        assert_eq!(graph::attr_int(&node, "accuracy_level"), Some(4));
+        let weights = node.input[1..].iter().filter(|name| !name.is_empty());
+        let graph = kept.model.graph.as_ref().unwrap();
+        for name in weights {
+            assert!(graph.initializer.iter().any(|t| t.name == *name), "{name}");
+        }
+    }
+    // All else is the same: wanted rows before the head, caches outside.
+    assert_eq!(kept.description.vocabulary, ours.description.vocabulary);
+    assert_eq!(kept.description.attention.len(), 1);
+}
+
+#[test]
+fn a_product_alone_has_the_first_of_its_outputs() {
+    let external = |dtype: ElementType, offset, length| Blob {
+        name: "w".into(),
+        dtype,
+        data: BlobData::External {
+            file: "model.onnx.data".into(),
+            offset,
+            length,
+        },
+    };
+    let weights = Quantised {
+        outputs: 96,
+        inputs: 64,
+        bits: 4,
+        block: 32,
+        values: external(ElementType::U8, 4096, 96 * 32),
+        scales: external(ElementType::F32, 8192, 96 * 2 * 4),
+        zero_points: Some(external(ElementType::U8, 12288, 96)),
+        bias: Some(Blob {
+            name: "b".into(),
+            dtype: ElementType::F32,
+            data: BlobData::Inline(vec![0; 96 * 4]),
+        }),
+    };
+    assert_eq!(weights.first_outputs(1000).bytes(), weights.bytes());
+    let part = weights.first_outputs(32);
+    assert_eq!((part.outputs, part.bytes()), (32, weights.bytes() / 3));
+    let theirs = alone(&part, Matmul::OnnxRuntime, 7).graph.unwrap();
+    assert_eq!(
+        theirs.node[0].input,
+        ["x", "values", "scales", "zero_points", "", "bias"]
+    );
+    let sizes: Vec<&[i64]> = (theirs.initializer.iter()).map(|t| &*t.dims).collect();
+    assert_eq!(sizes, [&[32, 2, 16][..], &[64], &[32], &[32]]);
+    assert_eq!(theirs.initializer[3].raw_data.len(), 32 * 4);
+    let entries = &theirs.initializer[0].external_data;
+    assert_eq!((&*entries[1].value, &*entries[2].value), ("4096", "1024"));
+    let ours = alone(&part, Matmul::Glmd, 7).graph.unwrap();
+    assert!(ours.initializer.is_empty());
+    assert_eq!(graph::attr_int(&ours.node[0], INDEX), Some(7));
+    assert_eq!(ours.node[0].op_type, MATMUL);
+}

@@ -35,6 +35,11 @@ pub(crate) trait Runtime: Send {
     /// Name of the backend that runs on it.
     const NAME: &'static str;
 
+    /// Weights that it keeps in memory of its own.
+    fn packed(&self) -> Bytes {
+        Bytes(0)
+    }
+
     /// Logits `[wanted, vocabulary]` of one step.
     ///
     /// # Errors
@@ -197,7 +202,7 @@ impl<R: Runtime> Backend for PagedBackend<R> {
     fn memory(&self) -> MemoryUse {
         let memory = self.operators.cache().memory();
         MemoryUse {
-            weights: self.operators.weights().bytes(),
+            weights: self.operators.weights().bytes().plus(self.runtime.packed()),
             mapped: self.operators.weights().mapped(),
             kv_used: Bytes(memory.used as u64),
             kv_resident: Bytes(memory.resident as u64),

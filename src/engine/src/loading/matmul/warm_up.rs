@@ -1,0 +1,306 @@
+//! Times the products of a model by our kernels and by ONNX Runtime's: the same graph of one node twice, in sessions
+//! like those that models run in, on weights of the model.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use glm_onnx::paging::{self, Constant, Matmul, Quantised};
+use ort::environment::Environment;
+use ort::session::{Session, SessionInputValue};
+use ort::value::Tensor;
+
+use super::verdict::{Measurement, Sample, Times, WORK};
+use crate::backend::ort_paged::{self, one_line};
+use crate::backend::paged::Operators;
+
+/// A model is not held up longer; whoever is not done then is left behind, and stops when it sees that.
+const MOST: Duration = Duration::from_millis(300);
+/// No run is begun that would end after this.
+const PLAN: Duration = Duration::from_millis(240);
+/// No further shape is prepared after this: packing takes as long as some runs.
+const PREPARE: Duration = Duration::from_millis(80);
+/// Shapes that are timed; the three with the most weights have nine tenths of a GLM.
+const SHAPES: usize = 3;
+/// Most bytes of a product. Larger ones are cut; six of these in turn do not fit the caches of a board.
+const PIECE: u64 = 4 << 20;
+/// Outputs are cut to a multiple of this, as kernels like them.
+const TILE: u64 = 64;
+/// Every time is the best of at least so many, taken in turn.
+const LEAST_ROUNDS: usize = 2;
+/// And of at most so many: more do not get better.
+const MOST_ROUNDS: usize = 12;
+/// Row counts of [`WORK`], largest last.
+const ROWS: [usize; WORK.len()] = [WORK[0].0, WORK[1].0, WORK[2].0];
+/// Rows in the largest of them.
+const WHOLE: usize = ROWS[ROWS.len() - 1];
+/// First row and number of rows that must come out as they do among all: one alone, eight, odd numbers.
+const PARTS: [(usize, usize); 6] = [(0, 1), (WHOLE - 1, 1), (0, 8), (13, 5), (2, 3), (7, 23)];
+
+/// Weights of one shape that are timed.
+#[derive(Clone, Debug)]
+pub(super) struct Piece {
+    weights: Quantised,
+    /// Bytes of all weights of the shape.
+    bytes: u64,
+}
+
+/// The shapes with the most weights.
+pub(super) fn pieces(constants: &[Constant]) -> Vec<Piece> {
+    let mut shapes = BTreeMap::new();
+    for constant in constants {
+        if let Constant::Quantised(weights) = constant {
+            let zeros = weights.zero_points.is_some();
+            let shape = (weights.outputs, weights.inputs, weights.bits, weights.block);
+            let piece = shapes.entry((shape, zeros)).or_insert_with(|| Piece {
+                weights: cut(weights),
+                bytes: 0,
+            });
+            piece.bytes += weights.bytes();
+        }
+    }
+    let mut pieces: Vec<Piece> = shapes.into_values().collect();
+    pieces.sort_by_key(|piece| std::cmp::Reverse(piece.bytes));
+    pieces.truncate(SHAPES);
+    pieces
+}
+
+/// The weights of the pieces, in their order.
+pub(super) fn constants(pieces: &[Piece]) -> Vec<Constant> {
+    let constant = |piece: &Piece| Constant::Quantised(Box::new(piece.weights.clone()));
+    pieces.iter().map(constant).collect()
+}
+
+fn cut(weights: &Quantised) -> Quantised {
+    let row = weights.values.bytes() / weights.outputs.max(1) as u64;
+    let count = (PIECE / row.max(1) / TILE * TILE).max(TILE);
+    weights.first_outputs(usize::try_from(count).unwrap_or(usize::MAX))
+}
+
+/// What is timed, and where.
+pub(super) struct Subject {
+    pub(super) env: Environment,
+    /// Where the files of the weights lie.
+    pub(super) folder: PathBuf,
+    /// Our operators, whose constants are the weights of the pieces.
+    pub(super) operators: Arc<Operators>,
+    pub(super) pieces: Vec<Piece>,
+    pub(super) threads: usize,
+}
+
+/// Times the pieces.
+///
+/// # Errors
+/// When a session cannot be made, or time is up.
+pub(super) fn run(subject: Subject) -> Result<Measurement, String> {
+    let (tell, told) = channel();
+    let late = Arc::new(AtomicBool::new(false));
+    let clock = Clock {
+        started: Instant::now(),
+        late: Arc::clone(&late),
+    };
+    let work = move || {
+        // Nobody listens any more when it is late.
+        let _ = tell.send(measure(&subject, &clock));
+    };
+    let thread = thread::Builder::new().name("glm-warm-up".to_owned());
+    thread.spawn(work).map_err(|error| error.to_string())?;
+    told.recv_timeout(MOST).unwrap_or_else(|error| {
+        late.store(true, Ordering::Relaxed);
+        Err(match error {
+            RecvTimeoutError::Timeout => not_in_time(),
+            RecvTimeoutError::Disconnected => "the warm-up panicked".to_owned(),
+        })
+    })
+}
+
+fn not_in_time() -> String {
+    format!("not done in {} ms", MOST.as_millis())
+}
+
+struct Clock {
+    started: Instant,
+    /// Nobody waits any more.
+    late: Arc<AtomicBool>,
+}
+
+impl Clock {
+    /// Whether what takes `more` can be begun and be done by `end`.
+    fn allows(&self, more: Duration, end: Duration) -> bool {
+        !self.late.load(Ordering::Relaxed) && self.started.elapsed() + more < end
+    }
+}
+
+fn measure(subject: &Subject, clock: &Clock) -> Result<Measurement, String> {
+    let team = Arc::new(ort_paged::team(subject.threads, Matmul::Glmd)?);
+    let mut timings = Vec::new();
+    let mut invariant = true;
+    for (index, piece) in subject.pieces.iter().enumerate() {
+        if index > 0 && !clock.allows(Duration::ZERO, PREPARE) {
+            break;
+        }
+        let session = |matmul, threads| {
+            let model = paging::alone(&piece.weights, matmul, index);
+            let Subject {
+                env,
+                folder,
+                operators,
+                ..
+            } = subject;
+            ort_paged::session(env, folder, &model, operators, &team, threads)
+        };
+        // Ours run on the team: the session's own threads would have nothing to do.
+        let sessions = [
+            session(Matmul::Glmd, 1)?,
+            session(Matmul::OnnxRuntime, subject.threads)?,
+        ];
+        let mut timing = Timing::new(piece, sessions).map_err(told)?;
+        invariant &= timing.is_invariant().map_err(told)?;
+        timings.push(timing);
+    }
+    let mut rounds = 0;
+    'rounds: while rounds < MOST_ROUNDS {
+        for place in 0..ROWS.len() {
+            for timing in &mut timings {
+                if !clock.allows(timing.duration(place), PLAN) {
+                    break 'rounds;
+                }
+                timing.take(place, rounds % 2 == 1).map_err(told)?;
+            }
+        }
+        rounds += 1;
+    }
+    if rounds < LEAST_ROUNDS {
+        return Err(not_in_time());
+    }
+    Ok(Measurement {
+        samples: samples(&timings),
+        invariant,
+        elapsed_ms: u64::try_from(clock.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+    })
+}
+
+#[allow(clippy::cast_precision_loss, reason = "a share of bytes")]
+fn samples(timings: &[Timing]) -> Vec<Sample> {
+    let sample = |timing: &Timing| {
+        let weights = &timing.piece.weights;
+        let times = ROWS.iter().zip(timing.best);
+        Sample {
+            outputs: weights.outputs,
+            inputs: weights.inputs,
+            bits: weights.bits,
+            block: weights.block,
+            count: timing.piece.bytes as f64 / weights.bytes().max(1) as f64,
+            times: times
+                .map(|(rows, [glmd, onnxruntime])| Times {
+                    rows: *rows,
+                    glmd,
+                    onnxruntime,
+                })
+                .collect(),
+        }
+    };
+    timings.iter().map(sample).collect()
+}
+
+/// One product in two sessions.
+struct Timing {
+    piece: Piece,
+    /// Ours and ONNX Runtime's.
+    sessions: [Session; 2],
+    /// `[WHOLE, inputs]`.
+    x: Vec<f32>,
+    /// The first rows of it, by [`ROWS`].
+    inputs: Vec<Tensor<f32>>,
+    /// Nanoseconds, by [`ROWS`] and session.
+    best: [[u64; 2]; ROWS.len()],
+}
+
+impl Timing {
+    fn new(piece: &Piece, sessions: [Session; 2]) -> ort::Result<Self> {
+        // Any numbers do that are not all alike.
+        #[allow(clippy::cast_precision_loss, reason = "below 2^24")]
+        let number = |place: usize| ((place * 7919) % 2003) as f32 / 1001.0 - 1.0;
+        let x: Vec<f32> = (0..WHOLE * piece.weights.inputs).map(number).collect();
+        let width = piece.weights.inputs;
+        let inputs = ROWS.iter().map(|rows| tensor(&x, width, 0, *rows));
+        Ok(Self {
+            inputs: inputs.collect::<ort::Result<_>>()?,
+            x,
+            piece: piece.clone(),
+            sessions,
+            best: [[u64::MAX; 2]; ROWS.len()],
+        })
+    }
+
+    /// Whether ONNX Runtime gives rows the same bits whatever stands beside them. Also brings in the weights.
+    fn is_invariant(&mut self) -> ort::Result<bool> {
+        let weights = &self.piece.weights;
+        let [_, session] = &mut self.sessions;
+        let Some(whole) = self.inputs.last() else {
+            return Ok(false);
+        };
+        let all = output(session, whole)?;
+        for (first, count) in PARTS {
+            let part = tensor(&self.x, weights.inputs, first, count)?;
+            let part = output(session, &part)?;
+            let expected = all.iter().skip(first * weights.outputs);
+            let bits = |x: &f32| x.to_bits();
+            let same = part.len() == count * weights.outputs
+                && part
+                    .iter()
+                    .map(bits)
+                    .eq(expected.take(part.len()).map(bits));
+            if !same {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// What [`take`](Self::take) will take, by what it took before.
+    fn duration(&self, place: usize) -> Duration {
+        let best = self.best[place].iter().filter(|best| **best < u64::MAX);
+        Duration::from_nanos(best.sum::<u64>().saturating_mul(2))
+    }
+
+    /// Times both sessions, ONNX Runtime's first if `turned`.
+    fn take(&mut self, place: usize, turned: bool) -> ort::Result<()> {
+        for turn in 0..2 {
+            let side = turn ^ usize::from(turned);
+            let (session, x) = (&mut self.sessions[side], &self.inputs[place]);
+            // Within a step the threads of both are awake, and those of the other have gone to sleep.
+            output_of(session, x)?;
+            let started = Instant::now();
+            output_of(session, x)?;
+            let nanos = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+            let best = &mut self.best[place][side];
+            *best = nanos.clamp(1, *best);
+        }
+        Ok(())
+    }
+}
+
+/// Rows `first..first + count` as an input.
+fn tensor(x: &[f32], width: usize, first: usize, count: usize) -> ort::Result<Tensor<f32>> {
+    let rows = x.iter().skip(first * width).take(count * width);
+    Tensor::from_array(([1, count, width], rows.copied().collect::<Vec<_>>()))
+}
+
+fn output(session: &mut Session, x: &Tensor<f32>) -> ort::Result<Vec<f32>> {
+    let outputs = session.run([SessionInputValue::from(x)])?;
+    Ok(outputs[0].try_extract_tensor::<f32>()?.1.to_vec())
+}
+
+/// As [`output`], for the time that it takes.
+fn output_of(session: &mut Session, x: &Tensor<f32>) -> ort::Result<()> {
+    session.run([SessionInputValue::from(x)]).map(drop)
+}
+
+fn told(error: ort::Error) -> String {
+    one_line(&error.to_string())
+}
