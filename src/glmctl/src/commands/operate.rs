@@ -161,6 +161,22 @@ mod tests {
     }
 
     #[test]
+    fn whose_products_a_model_uses_is_a_line_of_its_own() {
+        let with = |matmul: &str| {
+            describe(&Status {
+                model: Some(glm_wire::status::ModelStatus {
+                    matmul: matmul.to_owned(),
+                    ..Default::default()
+                }),
+                ..Status::default()
+            })
+        };
+        let text = with("glmd, as model.matmul says");
+        assert!(text.contains("matmul    glmd, as"), "{text}");
+        assert!(!with("").contains("matmul"));
+    }
+
+    #[test]
     fn a_daemon_without_a_model_says_so() {
         let text = describe(&Status {
             level: "green".to_owned(),

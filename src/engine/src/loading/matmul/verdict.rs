@@ -198,18 +198,25 @@ impl fmt::Display for Verdict {
             }
             Reason::NotMeasured(reason) => write!(f, ", for nothing was timed: {reason}"),
             Reason::Failed(reason) => write!(f, ", for onnxruntime's do not work: {reason}"),
-            Reason::Measured(measurement) => told(measurement, f),
+            Reason::Measured(measurement) => {
+                let speedup = measurement.speedup().unwrap_or_default();
+                match self.matmul {
+                    Matmul::Glmd => {
+                        write!(f, ", for onnxruntime's are {speedup:.2} times as fast")?
+                    }
+                    Matmul::OnnxRuntime => write!(f, ", {speedup:.2} times as fast as glmd's")?,
+                }
+                if speedup >= CLEARLY && !measurement.invariant {
+                    f.write_str(", but a row's answer depends on the rows beside it")?;
+                }
+                times(measurement, f)
+            }
         }
     }
 }
 
-/// Times of both, and what they came to.
-fn told(measurement: &Measurement, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    let speedup = measurement.speedup().unwrap_or_default();
-    write!(f, ", for onnxruntime's are {speedup:.2} times as fast")?;
-    if speedup >= CLEARLY && !measurement.invariant {
-        f.write_str(", but a row's answer depends on the rows beside it")?;
-    }
+/// Times of both.
+fn times(measurement: &Measurement, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let mut first = true;
     for (rows, _) in WORK {
         let Some([glmd, onnxruntime]) = measurement.step(rows) else {
@@ -311,7 +318,7 @@ pub(super) mod tests {
         for (verdict, text) in [
             (
                 measured(Ok(timed(0.5, true))),
-                "onnxruntime, for onnxruntime's are 2.00 times as fast (glmd and onnxruntime: 1 row 14.50 and 7.25 ms; 8 rows",
+                "onnxruntime, 2.00 times as fast as glmd's (glmd and onnxruntime: 1 row 14.50 and 7.25 ms; 8 rows",
             ),
             (
                 measured(Ok(timed(0.5, false))),
