@@ -165,13 +165,20 @@ fn times_are_taken_once_and_told() {
     let Some(options) = options(timed(Some(cache.clone()))) else {
         return;
     };
-    let mut first = load(&folder, &options);
+    // Nothing is kept of a machine that was busy with other work: ours serve, and the next load tries again.
+    let measured = |model: &Model| matches!(verdict(model).reason, Reason::Measured(_));
+    let loads = (0..20).map(|_| load(&folder, &options));
+    let Some(mut first) = loads.into_iter().find(|model| {
+        let kept = cache.exists();
+        assert_eq!(kept, measured(model), "{}", verdict(model));
+        kept
+    }) else {
+        eprintln!("skipped: the machine is too busy");
+        return;
+    };
     let expected = verdict(&first);
     let Reason::Measured(times) = &expected.reason else {
-        // A machine that was too busy: nothing is kept then, and ours serve.
-        assert_eq!(expected.matmul, Matmul::Glmd);
-        assert!(!cache.exists(), "{expected}");
-        return;
+        panic!("{expected}");
     };
     assert!(!times.samples.is_empty() && times.speedup().is_some());
     assert!(expected.to_string().contains("ms"), "{expected}");

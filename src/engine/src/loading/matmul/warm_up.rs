@@ -2,6 +2,7 @@
 //! like those that models run in, on weights of the model.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -34,6 +35,9 @@ const TILE: u64 = 64;
 const LEAST_ROUNDS: usize = 2;
 /// And of at most so many: more do not get better.
 const MOST_ROUNDS: usize = 12;
+/// Others may have one part in so many of the processors' time meanwhile. With more it is chance whose kernel they hold
+/// up, and nothing is kept.
+const OTHERS: u64 = 8;
 /// Row counts of [`WORK`], largest last.
 const ROWS: [usize; WORK.len()] = [WORK[0].0, WORK[1].0, WORK[2].0];
 /// Rows in the largest of them.
@@ -79,6 +83,51 @@ fn cut(weights: &Quantised) -> Quantised {
     let row = weights.values.bytes() / weights.outputs.max(1) as u64;
     let count = (PIECE / row.max(1) / TILE * TILE).max(TILE);
     weights.first_outputs(usize::try_from(count).unwrap_or(usize::MAX))
+}
+
+/// Time of all processors since boot, in hundredths of a second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Ticks {
+    /// All of it.
+    all: u64,
+    /// What anybody had of it, other machines on the same hardware too.
+    busy: u64,
+    /// What this process had.
+    own: u64,
+}
+
+impl Ticks {
+    /// `None` where the system does not tell.
+    fn read() -> Option<Self> {
+        let read = |path| fs::read_to_string(path).ok();
+        Self::parse(&read("/proc/stat")?, &read("/proc/self/stat")?)
+    }
+
+    /// Of proc(5): `cpu user nice system idle iowait irq softirq steal ...`, and fields 14 and 15 of a process.
+    fn parse(system: &str, process: &str) -> Option<Self> {
+        let words = system.lines().next()?.strip_prefix("cpu ")?;
+        let ticks: Vec<u64> = (words.split_whitespace().take(8))
+            .map_while(|word| word.parse().ok())
+            .collect();
+        let all: u64 = ticks.iter().sum();
+        let idle = ticks.get(3)? + ticks.get(4)?;
+        // The name, in brackets, may hold anything.
+        let (_, fields) = process.rsplit_once(')')?;
+        let mut own = fields.split_whitespace().skip(11).take(2);
+        let mut next = || own.next()?.parse::<u64>().ok();
+        Some(Self {
+            all,
+            busy: all - idle,
+            own: next()? + next()?,
+        })
+    }
+
+    /// Whether others had a part worth mentioning since `before`. One tick may have begun before.
+    const fn disturbed(self, before: Self) -> bool {
+        let busy = self.busy.saturating_sub(before.busy);
+        let others = busy.saturating_sub(self.own.saturating_sub(before.own));
+        others > self.all.saturating_sub(before.all) / OTHERS + 1
+    }
 }
 
 /// What is timed, and where.
@@ -162,6 +211,7 @@ fn measure(subject: &Subject, clock: &Clock) -> Result<Measurement, String> {
         invariant &= timing.is_invariant().map_err(told)?;
         timings.push(timing);
     }
+    let before = Ticks::read();
     let mut rounds = 0;
     'rounds: while rounds < MOST_ROUNDS {
         for place in 0..ROWS.len() {
@@ -176,6 +226,9 @@ fn measure(subject: &Subject, clock: &Clock) -> Result<Measurement, String> {
     }
     if rounds < LEAST_ROUNDS {
         return Err(not_in_time());
+    }
+    if (before.zip(Ticks::read())).is_some_and(|(before, after)| after.disturbed(before)) {
+        return Err("the machine is busy with other work".to_owned());
     }
     Ok(Measurement {
         samples: samples(&timings),
@@ -335,6 +388,23 @@ mod tests {
             zero_points: None,
             bias: None,
         }))
+    }
+
+    #[test]
+    fn others_on_the_same_processors_are_seen() {
+        let read = |user: u64, idle: u64, own: u64| {
+            let system = format!("cpu  {user} 5 20 {idle} 30 1 2 3 9 9\ncpu0 1 2\n");
+            let process = format!("7 (a ) b) S 1 7 7 0 -1 4 9 0 0 0 {own} 6 0 0 20 0\n");
+            Ticks::parse(&system, &process).unwrap()
+        };
+        let before = read(100, 900, 40);
+        let (all, busy, own) = (1061, 131, 46);
+        assert_eq!(before, Ticks { all, busy, own });
+        assert!(!read(140, 908, 80).disturbed(before), "we alone");
+        assert!(!read(140, 908, 74).disturbed(before), "a little");
+        assert!(read(140, 908, 60).disturbed(before), "half of it");
+        assert_eq!(Ticks::parse("cpu  1 2", "7 (a) S"), None);
+        assert_eq!(Ticks::parse("", ""), None);
     }
 
     #[test]
