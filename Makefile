@@ -171,9 +171,9 @@ test-own-kernel: ## glmd on control groups of version 2, beside a program that t
 	$(CARGO) build --locked --release --workspace --bin glmd --bin glmctl
 	tests/own_kernel.sh target/release $(MODEL)
 
-# CROSS=kernels leaves out what takes longer than a few minutes.
+# CROSS=kernels leaves out what takes longer than a few minutes, PROFILE=dev does not optimise.
 test-cross: ## Under emulation: kernels on four ARM cores, glmd and glmctl with the bundled model
-	@if cross/setup aarch64; then cross/test $(CROSS); \
+	@if cross/setup aarch64; then PROFILE=$(PROFILE) cross/test $(CROSS); \
 	else echo "What builds for ARM could not be installed: nothing was tested."; fi
 
 # What packages are made of: PROFILE=dist is smallest and takes longest; ARCH=aarch64 or armv7 for boards.
