@@ -22,7 +22,12 @@ def download(name, channel, version, folder):
             command[4:4] = ["--python-version", "3.13.9"]
         subprocess.run(command, check=True)
     else:
-        subprocess.run(["apt-get", "download", f"{name}={version}"], check=True, cwd=folder)
+        command = ["apt-get", "download", f"{name}={version}"]
+        if subprocess.run(command, cwd=folder).returncode:
+            # Lists of packages may be older than the version that is wanted.
+            print("refreshing apt's lists of packages")
+            if subprocess.run(["apt-get", "update", "-qq"]).returncode or subprocess.run(command, cwd=folder).returncode:
+                sys.exit(f"{name} {version} could not be downloaded: is this Debian bookworm, and its index up to date?")
 
 
 def main():
