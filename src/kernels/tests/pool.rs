@@ -336,7 +336,11 @@ mod tests {
             scale: 1.0,
             rotary: None,
         };
-        let rows = rows(&cache, 1, 64 * BLOCK_TOKENS);
+        // A block for each of many sequences: one that fills the pool is 64 times
+        // the attention, which emulated processors need minutes for.
+        let rows: Vec<StepRow> = (0..64)
+            .flat_map(|seq| rows(&cache, seq, BLOCK_TOKENS))
+            .collect();
         cache.begin(&rows).unwrap();
         let qkv = vec![1.0; rows.len() * 6 * 64];
         let mut out = vec![0.0; rows.len() * 2 * 64];
@@ -352,7 +356,7 @@ mod tests {
             resident() >= before + memory.used / 2,
             "the pool was written"
         );
-        cache.release(1);
+        (0..64).for_each(|seq| cache.release(seq));
         assert_eq!(cache.memory().used, 0);
         let full = resident();
         assert_eq!(cache.shrink(), memory.used);
