@@ -1,4 +1,4 @@
-//! `glmctl export`: a checkpoint folder becomes a model directory.
+//! `glmctl export`: a checkpoint folder, or a model directory, becomes a model directory.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -16,12 +16,14 @@ use crate::progress::{Bar, watched};
 
 /// Turn a downloaded checkpoint into a model directory that glmd serves
 ///
-/// Norms, biases and position tables stay in f32. The head and the embedding
-/// table do too unless asked otherwise: they are small beside the layers of
-/// large models, and the larger part of small ones.
+/// A directory that was exported before is taken too: its weights, as it had
+/// rounded them, in another form. Norms, biases and position tables stay in
+/// f32. The head and the embedding table do too unless asked otherwise: they
+/// are small beside the layers of large models, and the larger part of small
+/// ones.
 #[derive(Clone, Debug, Args)]
 pub struct Export {
-    /// Folder with config.json, weights and tokenizer, as downloaded
+    /// Folder with config.json, weights and tokenizer, as downloaded, or a model directory
     checkpoint: PathBuf,
     /// New folder for the model
     #[arg(long, value_name = "DIR")]
@@ -35,7 +37,8 @@ pub struct Export {
     /// NPU: longest text with its answer, in tokens
     #[arg(long, value_name = "TOKENS", default_value_t = 512)]
     context: usize,
-    /// NPU: text, a sentence a line, for INT8 weights and 16-bit activations in the place of floats
+    /// NPU: text, a sentence a line, for INT8 weights and 16-bit activations in the place of floats;
+    /// 1024 tokens, evenly from the first MiB, are run
     #[arg(long, value_name = "FILE")]
     calibrate: Option<PathBuf>,
     /// Numbers of the linear layers [default: int8, and none for NPUs]
@@ -202,6 +205,7 @@ impl Export {
         }
         export::export(&self.checkpoint, &self.out, &options, &|progress| {
             let what = match progress.stage {
+                Stage::Check => "check",
                 Stage::Calibration => "calibration",
                 Stage::Weights => "weights",
                 Stage::Golden => "self-test",

@@ -84,6 +84,56 @@ fn a_checkpoint_becomes_a_directory_that_verifies() {
 }
 
 #[test]
+fn the_bundled_model_can_be_exported_again() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let bundled = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/glm-mini");
+    let out = folder.path().join("again");
+    let done = glmctl(&[
+        &"export",
+        &bundled,
+        &"--out",
+        &out,
+        &"--head=int8",
+        &"--embedding=int8",
+    ]);
+    assert!(done.status.success(), "{}", stderr(&done));
+    let note = stderr(&done);
+    assert!(note.contains("layers int8/32"), "{note}");
+    let manifest = |folder: &Path| -> serde_json::Value {
+        let bytes = fs::read(folder.join("glm.json")).expect("glm.json");
+        serde_json::from_slice(&bytes).expect("JSON")
+    };
+    let (before, after) = (manifest(&bundled), manifest(&out));
+    // In the same form it is the same model, file by file.
+    for key in [
+        "spec",
+        "files",
+        "golden",
+        "tasks",
+        "license",
+        "quantisation",
+    ] {
+        assert_eq!(before[key], after[key], "{key}");
+    }
+    assert_eq!(after["source"]["rounded"][0], before["quantisation"]);
+
+    // Of a damaged one nothing is made.
+    let damaged = folder.path().join("damaged");
+    fs::create_dir(&damaged).expect("a folder");
+    for name in entries(&out) {
+        fs::copy(out.join(&name), damaged.join(&name)).expect("copy");
+    }
+    let data = damaged.join("model.onnx.data");
+    let mut bytes = fs::read(&data).expect("weights");
+    bytes[70_000] ^= 1;
+    fs::write(&data, bytes).expect("write");
+    let bad = glmctl(&[&"export", &damaged, &"--out", &folder.path().join("x")]);
+    assert_eq!(bad.status.code(), Some(65), "{}", stderr(&bad));
+    assert!(stderr(&bad).contains("model.onnx.data"), "{}", stderr(&bad));
+    assert_eq!(entries(folder.path()), ["again", "damaged"]);
+}
+
+#[test]
 fn bad_input_says_what_and_leaves_nothing() {
     let folder = tempfile::tempdir().expect("a folder");
     let out = folder.path().join("out");

@@ -6,6 +6,7 @@
 //! | module | what it does |
 //! |---|---|
 //! | [`checkpoint`] | reads weights a few rows at a time, whatever a family calls them |
+//! | [`exported`] | reads the weights of a model directory back |
 //! | [`weights`] | the same weights by what they mean |
 //! | [`quantise`] | from f32 to small integers with scales |
 //! | [`graph`] | from a model description to a graph whose constants are still to be written |
@@ -22,6 +23,7 @@ pub mod calibration;
 pub mod checkpoint;
 pub mod error;
 pub mod export;
+pub mod exported;
 pub mod graph;
 pub mod model_dir;
 pub mod paging;
@@ -30,6 +32,7 @@ pub mod proto;
 pub mod quantise;
 pub mod reference;
 pub mod source;
+mod stored;
 pub mod synthetic;
 pub mod weights;
 

@@ -10,6 +10,14 @@
 //! is the textbook form; its range always takes in 0, as `z` must be one of the
 //! 16 integers. Rounding is to the nearest, so a weight is off by `s / 2` at
 //! most. A block whose scale would not be a normal number is all zeros.
+//!
+//! The first two give the same integers and scales again when what came back is
+//! quantised once more: with `x = max abs w` and `u` the unit in the last place
+//! of `s`, `127 s` is within `63.5 u` of `x`. Where floats near `x` are `128 u`
+//! apart it rounds to `x` itself; where they are `64 u` apart it is off by `32 u`
+//! at most, and `1 / 127` of that does not move `s`. (For 7 it is 3.5, 8, 4 and 2.)
+//! The last does not where a zero point was rounded from between two integers:
+//! such a block uses 15 of its 16 integers, and its range is smaller the next time.
 
 use std::ops::Range;
 
@@ -436,14 +444,15 @@ mod tests {
         }
 
         #[test]
-        fn what_was_quantised_once_stays(row in weights(), block in prop_oneof![Just(Block::Row), Just(Block::Of(32))]) {
-            let how = how(Scheme::Int8, block);
-            let layout = Layout::new(how, row.len());
-            let once = back(&layout, &quantise(how, row.len(), &row), 0);
-            let twice = back(&layout, &quantise(how, row.len(), &once), 0);
-            for (a, b) in once.iter().zip(&twice) {
-                prop_assert!((a - b).abs() <= a.abs() * 1e-6, "{} {}", a, b);
-            }
+        fn what_was_quantised_once_stays(
+            row in weights(),
+            scheme in prop::sample::select(&[Scheme::Int8, Scheme::Int4][..]),
+            block in prop_oneof![Just(Block::Row), Just(Block::Of(32))],
+        ) {
+            let how = how(scheme, block);
+            let once = quantise(how, row.len(), &row);
+            let spread = back(&Layout::new(how, row.len()), &once, 0);
+            prop_assert_eq!(quantise(how, row.len(), &spread), once);
         }
     }
 }

@@ -25,6 +25,25 @@ pub trait Weights: Sync {
     fn vector(&self, vector: Vector) -> Result<Vec<f32>>;
 }
 
+/// Values compared at once when a head is held against the embedding table.
+const COMPARED: usize = 1 << 20;
+
+/// Whether the output head is equal to the embedding table, value for value.
+pub(crate) fn head_is_embedding(weights: &dyn Weights) -> Result<bool> {
+    let (outputs, inputs) = weights.shape(Matrix::Head);
+    let step = (COMPARED / inputs.max(1)).max(1);
+    let (mut head, mut table) = (Vec::new(), Vec::new());
+    for start in (0..outputs).step_by(step) {
+        let rows = start..outputs.min(start + step);
+        weights.rows(Matrix::Head, rows.clone(), &mut head)?;
+        weights.rows(Matrix::Embedding, rows, &mut table)?;
+        if head != table {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 impl Weights for FamilyWeights<'_> {
     fn shape(&self, matrix: Matrix) -> (usize, usize) {
         FamilyWeights::shape(self, matrix)

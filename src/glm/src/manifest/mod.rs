@@ -75,6 +75,9 @@ pub struct Source {
     pub config_sha256: Sha256,
     /// Program and version that exported it.
     pub exporter: String,
+    /// How the weights had been rounded before, the oldest first: an exported model was exported again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rounded: Vec<Quantisation>,
 }
 
 /// Size and hash of a file.

@@ -51,6 +51,18 @@ impl Number {
     }
 }
 
+impl fmt::Display for Quantisation {
+    /// `layers int8/32, head f32, embedding f16`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            layers,
+            head,
+            embedding,
+        } = self;
+        write!(f, "layers {layers}, head {head}, embedding {embedding}")
+    }
+}
+
 impl fmt::Display for Kept {
     /// `int8/32`, `int4/row`, `f32`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -108,6 +120,14 @@ impl From<Block> for Written {
 }
 
 impl Quantisation {
+    /// Whether every weight is kept in 32 bits.
+    #[must_use]
+    pub fn is_exact(&self) -> bool {
+        [self.layers, self.head, self.embedding]
+            .iter()
+            .all(|kept| kept.number == Number::F32)
+    }
+
     /// The first key with a value that makes no sense, and why.
     pub(super) fn check(&self) -> Result<(), (&'static str, String)> {
         for (key, kept) in [

@@ -47,6 +47,7 @@ fn manifest() -> Manifest {
             checkpoint: "glm-post".into(),
             config_sha256: Sha256([0xA5; 32]),
             exporter: "glmd 0.1.0".into(),
+            rounded: Vec::new(),
         },
         spec: spec(),
         text_rules: TextRules::ChatGlm { id_offset: 3 },

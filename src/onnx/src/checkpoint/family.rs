@@ -9,10 +9,8 @@ use glm::spec::{Norm, PositionEncoding, Residual, TensorLayout};
 use super::Checkpoint;
 use super::names::{Modules, Names};
 use crate::graph::{Matrix, NormId, Vector};
+use crate::weights::head_is_embedding;
 use crate::{Error, Result};
-
-/// Values compared at once when a head is held against the embedding table.
-const COMPARED: usize = 1 << 20;
 
 /// The weights of one model, in the rows and order that the graph wants.
 ///
@@ -156,18 +154,7 @@ impl<'a> FamilyWeights<'a> {
         if self.stored_head().is_none() {
             return Ok(true);
         }
-        let (outputs, inputs) = self.shape(Matrix::Head);
-        let step = (COMPARED / inputs).max(1);
-        let (mut head, mut table) = (Vec::new(), Vec::new());
-        for start in (0..outputs).step_by(step) {
-            let rows = start..outputs.min(start + step);
-            self.rows(Matrix::Head, rows.clone(), &mut head)?;
-            self.rows(Matrix::Embedding, rows, &mut table)?;
-            if head != table {
-                return Ok(false);
-            }
-        }
-        Ok(true)
+        head_is_embedding(self)
     }
 
     /// Tensors that the model does not need, tables of rotary frequencies

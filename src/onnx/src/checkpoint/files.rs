@@ -34,12 +34,30 @@ pub(super) struct Shard {
     pub(super) tensors: Option<Vec<String>>,
 }
 
-/// Looks for weights in the order in which transformers does.
+/// Files of weights, in the order in which transformers looks for them; each may be an index and shards.
+const WEIGHTS: [(Format, &str); 2] = [
+    (Format::Safetensors, "model.safetensors"),
+    (Format::Torch, "pytorch_model.bin"),
+];
+
+/// What stands in the place of a file that is in shards.
+fn index_of(folder: &Path, single: &str) -> PathBuf {
+    folder.join(format!("{single}.index.json"))
+}
+
+/// Whether a folder has weights in one of these formats.
+pub(super) fn are_there(folder: &Path) -> Result<bool> {
+    for (_, single) in WEIGHTS {
+        if is_there(&folder.join(single))? || is_there(&index_of(folder, single))? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Looks for weights.
 pub(super) fn find(folder: &Path) -> Result<Found> {
-    for (format, single) in [
-        (Format::Safetensors, "model.safetensors"),
-        (Format::Torch, "pytorch_model.bin"),
-    ] {
+    for (format, single) in WEIGHTS {
         let path = folder.join(single);
         if is_there(&path)? {
             let tensors = None;
@@ -48,7 +66,7 @@ pub(super) fn find(folder: &Path) -> Result<Found> {
                 shards: vec![Shard { path, tensors }],
             });
         }
-        let index = folder.join(format!("{single}.index.json"));
+        let index = index_of(folder, single);
         if is_there(&index)? {
             let shards = shards(folder, &index)?;
             return Ok(Found { format, shards });
@@ -56,8 +74,8 @@ pub(super) fn find(folder: &Path) -> Result<Found> {
     }
     Err(Error::Missing {
         path: folder.join("model.safetensors"),
-        hint: "the folder must hold model.safetensors, pytorch_model.bin, or the index and shards \
-               of one of them"
+        hint: "the folder must hold model.safetensors, pytorch_model.bin, the index and shards \
+               of one of them, or a model that was exported before"
             .to_owned(),
     })
 }

@@ -28,6 +28,7 @@ use std::path::{Path, PathBuf};
 pub use bytes::ReadAt;
 pub use family::FamilyWeights;
 pub use files::Format;
+pub(crate) use tensor::first_unusable;
 pub use tensor::{Dtype, Tensor};
 
 use crate::{Error, Result};
@@ -62,6 +63,14 @@ impl fmt::Debug for Checkpoint {
 }
 
 impl Checkpoint {
+    /// Whether a folder has weights that [`Checkpoint::open`] would open.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn is_in(folder: &Path) -> Result<bool> {
+        files::are_there(folder)
+    }
+
     /// Opens the weights of a folder: `model.safetensors`, its index and
     /// shards, `pytorch_model.bin`, or its index and shards, the first of these
     /// that is there.
@@ -193,7 +202,7 @@ impl Checkpoint {
         let start = out.len();
         view.read(&*source.bytes, rows.clone(), out)
             .map_err(|e| Error::io(&source.path, e))?;
-        match tensor::first_unusable(&out[start..]) {
+        match first_unusable(&out[start..]) {
             None => Ok(()),
             Some(at) => {
                 let value = out[start + at];

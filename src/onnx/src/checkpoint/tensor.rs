@@ -266,7 +266,7 @@ fn append(dtype: Dtype, raw: &[u8], out: &mut Vec<f32>) {
 }
 
 /// Place of the first value that is infinite or not a number.
-pub(super) fn first_unusable(values: &[f32]) -> Option<usize> {
+pub(crate) fn first_unusable(values: &[f32]) -> Option<usize> {
     // Blocks without a branch inside are checked many values at a time.
     const BLOCK: usize = 1024;
     for (block, values) in values.chunks(BLOCK).enumerate() {

@@ -1,5 +1,8 @@
 //! A checkpoint folder in, a model directory out.
 //!
+//! The folder may be a model directory itself, for another form of a model
+//! whose checkpoint is not at hand: [`exported`](crate::exported).
+//!
 //! Everything is written to a staging folder beside the destination, which
 //! takes its name when it is whole and on the disk; an error on the way leaves
 //! nothing. Weights pass through a few rows at a time, so memory stays far
@@ -19,9 +22,9 @@ mod calibrate;
 mod companions;
 mod golden;
 mod options;
+mod origin;
 mod sink;
 mod staging;
-mod stored;
 mod tokenizer;
 
 use std::fs;
@@ -30,25 +33,28 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use glm::ModelSpec;
-use glm::manifest::{self, Manifest, Source};
+use glm::manifest::{self, Manifest, Quantisation};
 use glm::spec::{PositionEncoding, Visibility};
 use prost::Message as _;
 
 pub use options::{Options, Profile};
 
 use crate::calibration::Ranges;
-use crate::checkpoint::{Checkpoint, FamilyWeights};
 use crate::graph::{self, Plan};
 use crate::model_dir::{self, DATA, GRAPH, STEP_GRAPH};
-use crate::source::{self, Config};
+use crate::source;
+use crate::stored::StoredWeights;
+use crate::weights::Weights;
 use crate::{Error, Result};
+use origin::Origin;
 use sink::Sink;
 use staging::Staging;
-use stored::StoredWeights;
 
 /// Part of the work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
+    /// Files of a model directory that is exported again are checked; counted in bytes.
+    Check,
     /// Text runs through the model, for the ranges of its activations; counted in layers.
     Calibration,
     /// Weights are read, quantised and written; counted in weights.
@@ -82,42 +88,45 @@ pub struct Report {
     pub warnings: Vec<String>,
 }
 
-/// Exports the checkpoint in `source` to the new directory `out`.
+/// Exports the checkpoint, or the model directory, in `source` to the new directory `out`.
 ///
 /// # Errors
 /// [`Error::Option`] for options that do not fit the model, and when `out` is
 /// there already; [`Error::Model`] when configuration, tokenizer or tasks
-/// cannot be used; whatever [`Checkpoint`] and [`FamilyWeights`] say of the
-/// weights; [`Error::Io`]; [`Error::Cancelled`].
+/// cannot be used; whatever [`Checkpoint`](crate::checkpoint::Checkpoint),
+/// [`FamilyWeights`](crate::checkpoint::FamilyWeights) and
+/// [`Exported`](crate::exported::Exported) say of the weights, and
+/// [`exported::verified`](crate::exported::verified) of the files;
+/// [`Error::Io`]; [`Error::Cancelled`].
 pub fn export(source: &Path, out: &Path, options: &Options, watch: Watch<'_>) -> Result<Report> {
     staging::check_destination(out, options.force)?;
-    let config = Config::read(source, options.family)?;
-    let tokenizer = tokenizer::load(source, &config)?;
-    let checkpoint = Checkpoint::open(source)?;
-    let weights = FamilyWeights::new(&checkpoint, &config.spec)?;
+    let origin = Origin::open(source, options, watch)?;
+    let (config, tokenizer) = (&origin.config, &origin.tokenizer);
+    let readable = origin.weights()?;
+    let weights = readable.as_weights();
     let mut spec = config.spec.clone();
     spec.special = tokenizer.tokenizer.specials(&spec)?;
     tokenizer.tokenizer.check_vocab(spec.vocab_rows)?;
-    let tasks = companions::tasks(source, &spec)?;
-    let tied = weights.head_is_embedding()?;
-    let warnings = warnings(&config.spec, tied, &weights.unused());
+    let tasks = origin.tasks(source, &spec)?;
+    let tied = readable.tied()?;
+    let warnings = warnings(&config.spec, tied, origin.kept(), &readable.unused());
     let plan = options.plan(&spec, tied)?;
     let ranges = match options.calibration() {
         Some(text) => {
             let (tokenizer, threads) = (&tokenizer.tokenizer, options.threads);
-            calibrate::ranges(&spec, tokenizer, &weights, text, threads, watch)?
+            calibrate::ranges(&spec, tokenizer, weights, text, threads, watch)?
         }
         None => Ranges::default(),
     };
 
     let staging = Staging::new(out)?;
     let folder = staging.path();
-    let plan = write_graph(folder, plan, (&weights, &ranges), options.threads, watch)?;
+    let plan = write_graph(folder, plan, (weights, &ranges), options.threads, watch)?;
     if let Some(step) = options.step_plan(&spec, tied) {
         write_step_graph(folder, step, &plan)?;
     }
-    companions::write(folder, source, &config, &spec, &tokenizer, options.profile)?;
-    let stored = StoredWeights::open(&plan, folder)?;
+    companions::write(folder, source, config, &spec, tokenizer, options.profile)?;
+    let stored = StoredWeights::open(plan, folder)?;
     let golden = golden::compute(&spec, &stored, options, watch)?;
     let files = model_dir::records(folder, &mut |done, total| {
         tell(watch, Stage::Hashes, done, total)
@@ -125,12 +134,8 @@ pub fn export(source: &Path, out: &Path, options: &Options, watch: Watch<'_>) ->
     let manifest = Manifest {
         format: manifest::FORMAT,
         name: options.name.clone().unwrap_or_else(|| source::name_of(out)),
-        license: options.license.clone(),
-        source: Source {
-            checkpoint: source::name_of(source),
-            config_sha256: config.sha256(),
-            exporter: concat!("glmd ", env!("CARGO_PKG_VERSION")).to_owned(),
-        },
+        license: origin.license.clone(),
+        source: origin.record(),
         context: options.context(&spec),
         text_rules: tokenizer.tokenizer.rules(),
         quantisation: options.record(tied),
@@ -148,7 +153,7 @@ pub fn export(source: &Path, out: &Path, options: &Options, watch: Watch<'_>) ->
 fn write_graph(
     folder: &Path,
     mut plan: Plan,
-    numbers: (&FamilyWeights<'_>, &Ranges),
+    numbers: (&dyn Weights, &Ranges),
     threads: usize,
     watch: Watch<'_>,
 ) -> Result<Plan> {
@@ -211,14 +216,32 @@ fn foreign_to_runtimes(spec: &ModelSpec) -> Option<String> {
     .map(|(what, size)| format!("{what}, {size},"))
 }
 
-fn warnings(spec: &ModelSpec, tied: bool, unused: &[&str]) -> Vec<String> {
+fn warnings(
+    spec: &ModelSpec,
+    tied: bool,
+    kept: Option<Quantisation>,
+    unused: &[&str],
+) -> Vec<String> {
     let mut warnings = Vec::new();
-    if spec.tied_head && !tied {
-        warnings.push(
+    match kept {
+        Some(kept) if !kept.is_exact() => warnings.push(format!(
+            "the weights are those of an exported model, as it had rounded them ({kept}); its \
+             checkpoint would lose less"
+        )),
+        _ => {}
+    }
+    match (spec.tied_head && !tied, kept) {
+        (false, _) => {}
+        (true, Some(_)) => warnings.push(
+            "the head of the model had been rounded in another way than its embedding table, and \
+             is a table of its own from now on"
+                .to_owned(),
+        ),
+        (true, None) => warnings.push(
             "config.json says that the head is the embedding table, but the checkpoint has \
              another head; that one is exported"
                 .to_owned(),
-        );
+        ),
     }
     if let Some(what) = foreign_to_runtimes(spec) {
         warnings.push(format!(
@@ -260,6 +283,6 @@ mod tests {
         assert!(head.contains("size of a head, 24"), "{head}");
         let part = foreign_to_runtimes(&causal(48, 0.5)).unwrap();
         assert!(part.contains("rotates, 24"), "{part}");
-        assert!(!warnings(&causal(24, 1.0), true, &[]).is_empty());
+        assert!(!warnings(&causal(24, 1.0), true, None, &[]).is_empty());
     }
 }

@@ -9,9 +9,9 @@ use half::f16;
 
 use crate::calibration::{Range, Ranges};
 use crate::graph::{
-    Activation, Constant, Matrix, Plan, Quantisation, Rotation, Source, rotation_rows,
+    Activation, Constant, Matrix, Plan, Quantisation, Rotation, Source, offset_of, rotation_rows,
 };
-use crate::proto::{TensorProto, tensor_proto::DataType};
+use crate::proto::tensor_proto::DataType;
 use crate::quantise::{Layout, quantise_matrix, rows_of_a_piece};
 use crate::weights::Weights;
 use crate::{Error, Result, parallel};
@@ -31,15 +31,6 @@ pub(super) struct Sink {
 enum Place {
     Inline(Mutex<Vec<u8>>),
     External(u64),
-}
-
-/// Offset of a constant in the data file; `None` when it is in the graph file.
-pub(super) fn offset_of(tensor: &TensorProto) -> Option<u64> {
-    if tensor.data_location != 1 {
-        return None;
-    }
-    let entry = tensor.external_data.iter().find(|e| e.key == "offset")?;
-    entry.value.parse().ok()
 }
 
 /// Weights that [`Sink::fill`] will report.

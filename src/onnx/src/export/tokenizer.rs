@@ -65,6 +65,20 @@ pub(super) fn load(folder: &Path, config: &Config) -> Result<Converted> {
     })
 }
 
+/// Loads the tokenizer of a model directory; its manifest has the rules that the file cannot carry.
+///
+/// # Errors
+/// As [`load`].
+pub(super) fn load_exported(folder: &Path, rules: TextRules) -> Result<Converted> {
+    let json = Files { folder }.need("tokenizer.json")?;
+    let tokenizer = Tokenizer::from_json(&json, rules)?;
+    Ok(Converted {
+        tokenizer,
+        json,
+        converted: false,
+    })
+}
+
 struct Files<'a> {
     folder: &'a Path,
 }

@@ -33,6 +33,7 @@ mod weights;
 pub use activations::{Activation, Side};
 pub use build::build;
 pub use fixed::Fixed;
+pub(crate) use place::offset_of;
 pub use place::{ALIGNMENT, INLINE_LIMIT, place};
 pub use rotation::{Rotation, rotation_rows};
 pub use weights::{Block, Matrix, NormId, Precision, Quantisation, Scheme, Table, Vector};

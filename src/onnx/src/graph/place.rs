@@ -1,7 +1,7 @@
 //! Where the bytes of constants lie in the file beside the graph.
 
 use super::{Plan, Source};
-use crate::proto::{StringStringEntryProto, tensor_proto::DataType};
+use crate::proto::{StringStringEntryProto, TensorProto, tensor_proto::DataType};
 
 /// Start of every constant in the data file: the page of every machine that
 /// memory-maps it is this or a divisor of it on the boards that matter.
@@ -48,4 +48,13 @@ pub fn place(plan: &mut Plan, file: &str) -> u64 {
         .to_vec();
     }
     end
+}
+
+/// Offset of a constant in the data file; `None` when it is in the graph file.
+pub(crate) fn offset_of(tensor: &TensorProto) -> Option<u64> {
+    if tensor.data_location != 1 {
+        return None;
+    }
+    let entry = tensor.external_data.iter().find(|e| e.key == "offset")?;
+    entry.value.parse().ok()
 }

@@ -1,4 +1,8 @@
 //! Weights as they lie in an exported model, back in f32.
+//!
+//! The exporter takes golden logits from here: not from the checkpoint but from
+//! what was made of it, so that they also hold every step of writing it. A model
+//! directory that is exported again is read through here as well.
 
 use std::fs::File;
 use std::ops::Range;
@@ -7,18 +11,17 @@ use std::path::{Path, PathBuf};
 
 use half::f16;
 
-use super::sink::offset_of;
-use crate::graph::{Constant, Matrix, Plan, Quantisation, Source, Vector};
+use crate::graph::{Constant, Matrix, Plan, Quantisation, Source, Vector, offset_of};
 use crate::model_dir::DATA;
 use crate::proto::{TensorProto, tensor_proto::DataType};
 use crate::quantise::Layout;
 use crate::weights::Weights;
 use crate::{Error, Result};
 
-/// What golden logits are computed from: not the checkpoint, but what was made
-/// of it, so that they also hold every step of writing it.
-pub(super) struct StoredWeights<'a> {
-    plan: &'a Plan,
+/// The constants of a plan whose initializers say where their bytes are.
+#[derive(Debug)]
+pub(crate) struct StoredWeights {
+    plan: Plan,
     file: File,
     path: PathBuf,
 }
@@ -29,14 +32,14 @@ struct Found<'a> {
     tensor: &'a TensorProto,
 }
 
-impl<'a> StoredWeights<'a> {
-    pub(super) fn open(plan: &'a Plan, folder: &Path) -> Result<Self> {
+impl StoredWeights {
+    pub(crate) fn open(plan: Plan, folder: &Path) -> Result<Self> {
         let path = folder.join(DATA);
         let file = File::open(&path).map_err(|e| Error::io(&path, e))?;
         Ok(Self { plan, file, path })
     }
 
-    fn find(&self, wanted: impl Fn(&Constant) -> bool) -> Option<Found<'a>> {
+    fn find(&self, wanted: impl Fn(&Constant) -> bool) -> Option<Found<'_>> {
         let graph = self.plan.model.graph.as_ref()?;
         let mut all = graph.initializer.iter().zip(&self.plan.constants);
         all.find(|(_, constant)| wanted(constant))
@@ -45,7 +48,7 @@ impl<'a> StoredWeights<'a> {
 
     /// The constant that holds a matrix, as floats or as integers. A tied table
     /// may be kept in two ways: for look-ups and for the head.
-    fn holder(&self, matrix: Matrix) -> Result<Found<'a>> {
+    fn holder(&self, matrix: Matrix) -> Result<Found<'_>> {
         let named = |module: &str| {
             self.find(|constant| {
                 let name = constant.name.strip_prefix(module);
@@ -61,6 +64,24 @@ impl<'a> StoredWeights<'a> {
             }),
         };
         found.ok_or_else(|| self.missing(&format!("{matrix:?}")))
+    }
+
+    /// Name of the constant that holds a matrix.
+    pub(crate) fn name_of_matrix(&self, matrix: Matrix) -> String {
+        let found = self.holder(matrix);
+        found.map_or_else(
+            |_| format!("{matrix:?}"),
+            |found| found.constant.name.clone(),
+        )
+    }
+
+    /// Name of the constant that is a vector.
+    pub(crate) fn name_of_vector(&self, vector: Vector) -> String {
+        let found = self.find(|constant| constant.source == Source::Vector(vector));
+        found.map_or_else(
+            || format!("{vector:?}"),
+            |found| found.constant.name.clone(),
+        )
     }
 
     fn missing(&self, what: &str) -> Error {
@@ -148,7 +169,7 @@ impl<'a> StoredWeights<'a> {
     }
 }
 
-impl Weights for StoredWeights<'_> {
+impl Weights for StoredWeights {
     fn shape(&self, matrix: Matrix) -> (usize, usize) {
         let Ok(found) = self.holder(matrix) else {
             return (0, 0);
