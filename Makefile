@@ -74,7 +74,7 @@ tokenizers: ## Fetch released tokenizer files from a wheel into target/
 QNN_VERSION := 2.7.0
 QNN_DIR := target/qnn-$(QNN_VERSION)
 
-test-providers: onnxruntime ## Try an execution provider on its emulator (fetches 96 MB)
+test-providers: onnxruntime ## Try an execution provider on its emulator, with the bundled model too (fetches 96 MB, takes minutes)
 	@test -f $(QNN_DIR)/libQnnHtp.so || { \
 	  rm -rf $(QNN_DIR).part && mkdir -p $(QNN_DIR).part $(QNN_DIR) && \
 	  python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
@@ -84,7 +84,7 @@ test-providers: onnxruntime ## Try an execution provider on its emulator (fetche
 	  cp $(QNN_DIR).part/onnxruntime_qnn/*.so $(QNN_DIR)/ && rm -rf $(QNN_DIR).part; \
 	} || echo "onnxruntime-qnn $(QNN_VERSION) could not be fetched: its tests are skipped."
 	ORT_DYLIB_PATH=$(ORT_LIB) GLMD_QNN_DIR=$(abspath $(QNN_DIR)) \
-	  $(CARGO) test --locked --workspace --test providers
+	  $(CARGO) test --locked --workspace --test providers -- --nocapture
 
 mosquitto: ## Install the broker that MQTT is tested with
 	@test -x /usr/sbin/mosquitto || { test "$$(id -u)" = 0 && \

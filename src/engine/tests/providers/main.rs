@@ -7,6 +7,8 @@
     reason = "an integration test is a test module as a whole"
 )]
 
+mod bundled;
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::ops::ControlFlow;
@@ -98,11 +100,16 @@ fn opened(folder: &Path, library: PathBuf, provider: Provider) -> Report {
 }
 
 fn opened_on(backend: BackendKind, folder: &Path, library: PathBuf, provider: Provider) -> Report {
+    let options = options(Some(backend), library, Some(provider));
+    open(folder, &options).unwrap().info.report
+}
+
+fn options(backend: Option<BackendKind>, library: PathBuf, provider: Option<Provider>) -> Options {
     let arguments = ["--exact", "answers_when_it_is_the_child", "--nocapture"];
     let program = std::env::current_exe().unwrap();
-    let options = Options {
-        backend: Some(backend),
-        provider: Some(provider),
+    Options {
+        backend,
+        provider,
         places: Places {
             variable: Some(library),
             ..Places::default()
@@ -113,8 +120,7 @@ fn opened_on(backend: BackendKind, folder: &Path, library: PathBuf, provider: Pr
         kv_type: KvType::F16,
         verify: false,
         matmul: MatmulOptions::default(),
-    };
-    open(folder, &options).unwrap().info.report
+    }
 }
 
 /// It runs on the CPU, and says why not on the provider.
@@ -182,7 +188,7 @@ fn what_the_npu_does_not_take_is_told_or_refused() {
             prompt: 32,
             context: 64,
         };
-        for calibration in [None, Some(include_str!("../../../LICENSE"))] {
+        for calibration in [None, Some(include_str!("../../../../LICENSE"))] {
             let (_keep, folder) = exported_with(family, profile, calibration);
             let report = opened(&folder, library.clone(), provider(&plugin, &backend, false));
             println!("{family}: {:?}, {:?}", report.placement, report.attempts);
