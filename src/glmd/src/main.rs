@@ -22,11 +22,13 @@ fn main() -> ExitCode {
             return ExitCode::from(status);
         }
     };
-    match glmd::Parts::shipped().and_then(|parts| cli.run(parts)) {
-        Ok(()) => ExitCode::SUCCESS,
+    let status = match glmd::Parts::shipped().and_then(|parts| cli.run(parts)) {
+        Ok(()) => 0,
         Err(error) => {
             eprintln!("glmd: {error}");
-            ExitCode::from(error.exit_status())
+            error.exit_status()
         }
-    }
+    };
+    // A model may still be on its way, in a thread that nobody waits for.
+    glm_engine::leave(status)
 }

@@ -148,6 +148,22 @@ mod tests {
     }
 
     #[test]
+    fn an_end_while_a_model_is_on_its_way_is_a_good_end() {
+        let Some(place) = Place::new("glm-post") else {
+            return;
+        };
+        for round in 0..8 {
+            let daemon = place.start();
+            place.wait_until_ready();
+            daemon.signal("HUP");
+            // Somewhere between reading the configuration and testing the model.
+            std::thread::sleep(std::time::Duration::from_millis(10 * round));
+            daemon.signal("TERM");
+            assert_eq!(daemon.end(), Some(0), "round {round}");
+        }
+    }
+
+    #[test]
     fn a_conversation_is_answered_whole_and_in_pieces() {
         let Some(place) = Place::new("glm-edge") else {
             return;
