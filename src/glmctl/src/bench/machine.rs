@@ -31,8 +31,8 @@ pub fn read_bandwidth(threads: usize) -> f64 {
 
 /// Products of bytes a second that `threads` threads compute in registers, the best of some rounds.
 pub fn peak_products(kernels: Kernels, threads: usize) -> f64 {
-    /// Some milliseconds on the slowest board.
-    const EACH: usize = 1 << 17;
+    /// Milliseconds on a fast core, beside which starting threads is little, and a tenth of a second on a slow one.
+    const EACH: usize = 1 << 21;
     (0..ROUNDS)
         .map(|_| {
             let started = Instant::now();
