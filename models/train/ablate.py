@@ -1,10 +1,12 @@
-"""What each part of the objective does: small networks from nothing, at the same number of processed tokens.
+"""What each part of the objective does: small networks at the same number of processed tokens.
 
-    python ablate.py --out ablation.json --svg ablation.svg [--steps 450]
+    python ablate.py --out ablation.json --svg ablation.svg [--steps 400]
 
-Texts are paragraphs of the help books and strings of device dialogues, in a
-vocabulary of their own. Every variant draws from the same sequence of texts
-and blanks of whole words:
+Texts are paragraphs of the help books and strings of device dialogues, in the
+released vocabulary. Every network starts as the first three layers of MiniLM,
+which was trained with neither objective's layout: from random weights this
+many tokens teach words' frequencies and no variant can differ. Every variant
+draws from the same sequence of texts and blanks of whole words:
 
 * `glm`: pieces in shuffled order, 2D positions;
 * `in order`: pieces in text order;
@@ -22,17 +24,16 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import infer
 import model as glm
 import objectives
-from common import EOP, EOS, MASK, SOP, SPECIALS
+from common import EOP, EOS, MASK, SOP
 from evaluate import by_words, read
 from stream import Stream, collate, micro_batches
-from train import run_step
+from train import MINILM, optimizer, run_step
 
-SHAPE = glm.Shape(vocab=2048, hidden=128, layers=3, heads=4, inner=512, positions=256, eps=1e-5)
+LAYERS = 3
 VARIANTS = ["glm", "in order", "1D", "1D, in order", "masked"]
 GROUPS = ["help", "device"]
 WINDOW = 80  # tokens of a text
@@ -70,24 +71,16 @@ def lay_out(variant, parts, pieces, order):
 
 
 class Texts:
-    """Training paragraphs by group, and the small vocabulary that was made of them."""
+    """Training paragraphs by group."""
 
     def __init__(self):
         stream = Stream(0)
-        whole = {}
+        self.tokenizer, self.words, self.ids = stream.tokenizer, stream.words, {}
         for group in GROUPS:
             ids = [stream.tokens[r["start"]:r["start"] + r["length"]].tolist() for r in stream.records[group]]
-            whole[group] = [line for text in stream.tokenizer.decode_batch(ids) for line in text.split("\n")]
-        self.tokenizer = Tokenizer(models.BPE())
-        self.tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-            pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
-        self.tokenizer.decoder = decoders.ByteLevel()
-        self.tokenizer.train_from_iterator((t for g in GROUPS for t in whole[g]), trainers.BpeTrainer(
-            vocab_size=SHAPE.vocab, special_tokens=SPECIALS, show_progress=False,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-        self.words = objectives.Words(self.tokenizer)
-        self.ids = {g: [np.array(e.ids[:WINDOW]) for e in self.tokenizer.encode_batch(t) if len(e.ids) > 7]
-                    for g, t in whole.items()}
+            lines = [line for text in self.tokenizer.decode_batch(ids) for line in text.split("\n")]
+            encoded = self.tokenizer.encode_batch(lines, add_special_tokens=False)
+            self.ids[group] = [np.array(e.ids[:WINDOW]) for e in encoded if len(e.ids) > 7]
 
 
 def batch(texts, variant, seed, step, tokens):
@@ -209,14 +202,14 @@ class Held:
 def train(texts, variant, held, a):
     """A network and its held-out curve `[step, nats of lone blanks]`."""
     torch.manual_seed(a.seed)
-    net = glm.Glm(SHAPE)
-    opt = torch.optim.AdamW(net.parameters(), lr=a.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    curve, seen = [], 0
+    net = glm.from_minilm(MINILM, texts.tokenizer, LAYERS)
+    opt = optimizer(net, a)
+    curve, seen, base = [], 0, [group["lr"] for group in opt.param_groups]
     for step in range(a.steps):
-        for group in opt.param_groups:
-            group["lr"] = a.lr * min(1.0, (step + 1) / 60, (a.steps - step) / (0.4 * a.steps))
+        for group, lr in zip(opt.param_groups, base):
+            group["lr"] = lr * min(1.0, (step + 1) / 40, (a.steps - step) / (0.4 * a.steps))
         drawn = batch(texts, variant, a.seed, step, a.tokens)
-        run_step(net, drawn, 2048, "cpu")
+        run_step(net, drawn, a.tokens, "cpu", a.bf16)
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         opt.step()
         opt.zero_grad()
@@ -264,9 +257,11 @@ def main():
     p.add_argument("--out", type=Path, required=True, help="JSON; variants that it already holds are not run again")
     p.add_argument("--svg", type=Path)
     p.add_argument("--variants", nargs="*", default=[*VARIANTS, "glm, other seed"])
-    p.add_argument("--steps", type=int, default=450)
+    p.add_argument("--steps", type=int, default=400)
     p.add_argument("--tokens", type=int, default=2048, help="tokens a step")
-    p.add_argument("--lr", type=float, default=2e-3)
+    p.add_argument("--lr", type=float, default=7e-4)
+    p.add_argument("--embedding-lr", type=float, default=1.5e-3)
+    p.add_argument("--bf16", action="store_true", help="products in bfloat16, for processors that have it")
     p.add_argument("--limit", type=int, default=0, help="held-out blanks of each set")
     p.add_argument("--seed", type=int, default=1)
     a = p.parse_args()

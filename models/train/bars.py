@@ -67,7 +67,7 @@ class Trigram:
 
 
 def measure(split):
-    train = [(t, l) for s, t, l in severity_lines() if s == "train"]
+    train = [(t, l) for s, t, l, _ in severity_lines() if s == "train"]
     out = {"severity": regression(train, read("severity", split))}
     train = [(topic_text(t), topic) for t, topic in sources.wiki(RAW) if topic and sources.part(t) == "train"]
     out["topic"] = regression(train, read("topic", split))

@@ -161,8 +161,8 @@ def load(folder: Path) -> Glm:
     return model
 
 
-def from_minilm(folder: Path, tokenizer) -> Glm:
-    """A model that starts as all-MiniLM-L6-v2 with another vocabulary.
+def from_minilm(folder: Path, tokenizer, layers: int | None = None) -> Glm:
+    """A model that starts as all-MiniLM-L6-v2, or its first `layers`, with another vocabulary.
 
     BERT's post-norm block is this block shifted by one norm: the norm of the
     embeddings becomes the first input norm, each layer's output norm the next
@@ -174,7 +174,7 @@ def from_minilm(folder: Path, tokenizer) -> Glm:
     c = json.loads((folder / "config.json").read_text())
     w = load_file(folder / "model.safetensors")
     w = {k.removeprefix("bert."): v for k, v in w.items()}
-    model = Glm(Shape(hidden=c["hidden_size"], layers=c["num_hidden_layers"],
+    model = Glm(Shape(hidden=c["hidden_size"], layers=layers or c["num_hidden_layers"],
                       heads=c["num_attention_heads"], inner=c["intermediate_size"],
                       eps=c["layer_norm_eps"]))
     state = model.state_dict()
