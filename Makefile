@@ -46,7 +46,8 @@ run: onnxruntime $(if $(MQTT),mosquitto) ## Build, start glmd with the bundled m
 
 eval: onnxruntime ## Measure the bundled model on its held-out sets (ARGS="--json", "--limit 100")
 	@if test -f $(ORT_LIB); then export ORT_DYLIB_PATH=$(ORT_LIB); fi; \
-	$(CARGO) run --quiet --locked --release -p glmctl -- eval $(MODEL) $(ARGS)
+	$(CARGO) build --locked --release --workspace --bin glmctl && \
+	exec target/release/glmctl eval $(MODEL) $(ARGS)
 
 onnxruntime: ## Fetch libonnxruntime from its wheel into target/
 	@test -f $(ORT_LIB) || { \
