@@ -4,38 +4,21 @@
     reason = "an integration test is a test module as a whole"
 )]
 
+#[path = "support/probe.rs"]
+mod probe;
+
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use glm_engine::backend::library::{
-    Candidate, Origin, PROBE_VARIABLE, Places, Prober, Search, Unusable, answer_probe,
-};
+use glm_engine::backend::library::{Candidate, Origin, Places, Prober, Search, Unusable};
 
-/// This test binary, told to run only the test below.
-fn prober() -> Prober {
-    let arguments = ["--exact", "answers_when_it_is_the_child", "--nocapture"];
-    let program = std::env::current_exe().unwrap();
-    Prober::new(program, arguments.map(OsString::from).to_vec())
-}
-
-/// The other half of every test here: the child that loads the library.
-#[test]
-fn answers_when_it_is_the_child() {
-    let is_child = std::env::var_os(PROBE_VARIABLE).is_some();
-    assert_eq!(answer_probe().is_some(), is_child);
-}
+use probe::{prober, working};
 
 fn file(folder: &Path, name: &str, bytes: &[u8]) -> PathBuf {
     let path = folder.join(name);
     fs::write(&path, bytes).unwrap();
     path
-}
-
-/// The library that the tests may use, where the machine has one.
-fn working() -> Option<PathBuf> {
-    let path = std::env::var_os("ORT_DYLIB_PATH").map(PathBuf::from)?;
-    path.is_file().then_some(path)
 }
 
 #[test]

@@ -4,7 +4,9 @@
     reason = "an integration test is a test module as a whole"
 )]
 
-use std::ffi::OsString;
+#[path = "support/probe.rs"]
+mod probe;
+
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -12,13 +14,15 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use glm::manifest;
-use glm_engine::backend::library::{Places, Prober, answer_probe};
+use glm_engine::backend::library::Places;
 use glm_engine::backend::{Bytes, Row, SeqId, Step};
 use glm_engine::loading::{BackendKind, Directory, KvType, Loader, MatmulOptions, Options, open};
 use glm_engine::model::{Model, ModelSource};
 use glm_onnx::export;
 use glm_onnx::graph::{Block, Precision, Quantisation, Scheme, Table};
 use tempfile::TempDir;
+
+use probe::{prober, working};
 
 const FAMILIES: [&str; 10] = [
     "glm-large",
@@ -36,18 +40,6 @@ const FAMILIES: [&str; 10] = [
 /// Makes a directory bad.
 type Spoil = fn(&Path);
 
-/// The other half of every test here: the child that loads the library.
-#[test]
-fn answers_when_it_is_the_child() {
-    let _ = answer_probe();
-}
-
-/// The library that the tests may use, where the machine has one.
-fn working() -> Option<PathBuf> {
-    let path = std::env::var_os("ORT_DYLIB_PATH").map(PathBuf::from)?;
-    path.is_file().then_some(path)
-}
-
 /// Whether any backend can be tried here.
 fn something_runs() -> bool {
     let runs = working().is_some() || cfg!(feature = "tract");
@@ -55,12 +47,6 @@ fn something_runs() -> bool {
         eprintln!("skipped: neither libonnxruntime nor tract");
     }
     runs
-}
-
-fn prober() -> Prober {
-    let arguments = ["--exact", "answers_when_it_is_the_child", "--nocapture"];
-    let program = std::env::current_exe().unwrap();
-    Prober::new(program, arguments.map(OsString::from).to_vec())
 }
 
 fn options(library: Option<PathBuf>) -> Options {

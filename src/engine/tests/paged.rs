@@ -7,13 +7,15 @@
     reason = "an integration test is a test module as a whole"
 )]
 
-use std::ffi::OsString;
+#[path = "support/probe.rs"]
+mod probe;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use glm::spec::{Hints, Visibility};
 use glm::{ModelSpec, Position, TokenId};
-use glm_engine::backend::library::{Places, Prober, answer_probe};
+use glm_engine::backend::library::Places;
 use glm_engine::backend::{Backend, BackendError, Bytes, Row, SeqId, Step};
 use glm_engine::loading::{BackendKind, KvType, MatmulOptions, Options, open_graph};
 use glm_onnx::graph::{self, Block, Precision, Quantisation, Scheme, Table};
@@ -35,14 +37,7 @@ const FAMILIES: [&str; 10] = [
 /// Position tables of the smallest models have this many rows.
 const CONTEXT: usize = 64;
 
-/// The other half of every test here: the child that loads the library.
-#[test]
-fn answers_when_it_is_the_child() {
-    let _ = answer_probe();
-}
-
 fn options() -> Options {
-    let arguments = ["--exact", "answers_when_it_is_the_child", "--nocapture"];
     Options {
         backend: None,
         provider: None,
@@ -50,10 +45,7 @@ fn options() -> Options {
             variable: std::env::var_os("ORT_DYLIB_PATH").map(PathBuf::from),
             ..Places::default()
         },
-        prober: Prober::new(
-            std::env::current_exe().unwrap(),
-            arguments.map(OsString::from).to_vec(),
-        ),
+        prober: probe::prober(),
         threads: Some(2),
         kv: Bytes(8 << 20),
         kv_type: KvType::F32,

@@ -4,13 +4,15 @@
     reason = "an integration test is a test module as a whole"
 )]
 
-use std::ffi::OsString;
+#[path = "support/probe.rs"]
+mod probe;
+
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use glm::{Position, TokenId};
-use glm_engine::backend::library::{Places, Prober, answer_probe};
+use glm_engine::backend::library::Places;
 use glm_engine::backend::{Bytes, MemoryUse, Row, SeqId, Step};
 use glm_engine::loading::verdict::{Reason, Verdict};
 use glm_engine::loading::{BackendKind, KvType, Matmul, MatmulOptions, Options, open};
@@ -19,32 +21,16 @@ use glm_onnx::export;
 use glm_onnx::graph::{Block, Precision, Quantisation, Scheme, Table};
 use tempfile::TempDir;
 
-/// The other half of every test here: the child that loads the library.
-#[test]
-fn answers_when_it_is_the_child() {
-    let _ = answer_probe();
-}
-
 /// Options with the library of this machine; `None` where it has none.
 fn options(matmul: MatmulOptions) -> Option<Options> {
-    let library = std::env::var_os("ORT_DYLIB_PATH")
-        .map(PathBuf::from)
-        .filter(|path| path.is_file());
-    if library.is_none() {
-        eprintln!("skipped: ORT_DYLIB_PATH names no libonnxruntime");
-    }
-    let arguments = ["--exact", "answers_when_it_is_the_child", "--nocapture"];
     Some(Options {
         backend: Some(BackendKind::OrtPaged),
         provider: None,
         places: Places {
-            variable: Some(library?),
+            variable: Some(probe::needed()?),
             ..Places::default()
         },
-        prober: Prober::new(
-            std::env::current_exe().unwrap(),
-            arguments.map(OsString::from).to_vec(),
-        ),
+        prober: probe::prober(),
         threads: Some(2),
         kv: Bytes(8 << 20),
         kv_type: KvType::F16,

@@ -61,13 +61,15 @@ fn main() -> ExitCode {
         }
     };
     let output = cli.output;
-    match run(cli) {
-        Ok(()) => ExitCode::SUCCESS,
+    let status = match run(cli) {
+        Ok(()) => 0,
         Err(failure) => {
             report(&failure, output);
-            ExitCode::from(failure.exit_status())
+            failure.exit_status()
         }
-    }
+    };
+    // `doctor` may have left a warm-up behind that was too slow, in a thread that nobody waits for.
+    glm_engine::leave(status)
 }
 
 fn report(failure: &Failure, output: Output) {

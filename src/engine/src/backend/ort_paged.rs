@@ -65,7 +65,8 @@ impl OrtRuntime {
             false => Matmul::OnnxRuntime,
         };
         let team = Arc::new(team(threads, matmul)?);
-        let session = session(env, folder, &paged.model, operators, &team, threads)?;
+        let session =
+            session(env, folder, &paged.model, operators, &team, threads).map_err(told)?;
         let description = &paged.description;
         Ok(Self {
             session,
@@ -118,13 +119,17 @@ impl Runtime for OrtRuntime {
     }
 
     fn run(&mut self, inputs: &Inputs) -> Result<Vec<f32>, String> {
-        self.logits(inputs)
-            .map_err(|error| one_line(&error.to_string()))
+        self.logits(inputs).map_err(told)
     }
 }
 
+/// What ONNX Runtime says.
+pub(crate) fn told(error: ort::Error) -> String {
+    one_line(&error.to_string())
+}
+
 /// Messages of ONNX Runtime may have several lines; logs and errors have one.
-pub(crate) fn one_line(text: &str) -> String {
+fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
@@ -150,20 +155,8 @@ pub(crate) fn team(threads: usize, matmul: Matmul) -> Result<Team, String> {
 /// A session of a graph with our operators, which run on `team`; the others have `threads`.
 ///
 /// # Errors
-/// With the message of ONNX Runtime.
+/// Those of ONNX Runtime.
 pub(crate) fn session(
-    env: &Environment,
-    folder: &Path,
-    model: &ModelProto,
-    operators: &Arc<Operators>,
-    team: &Arc<Team>,
-    threads: usize,
-) -> Result<Session, String> {
-    build(env, folder, model, operators, team, threads)
-        .map_err(|error| one_line(&error.to_string()))
-}
-
-fn build(
     env: &Environment,
     folder: &Path,
     model: &ModelProto,

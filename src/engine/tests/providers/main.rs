@@ -8,34 +8,21 @@
 )]
 
 mod bundled;
+#[path = "../support/probe.rs"]
+mod probe;
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use glm_engine::backend::Bytes;
-use glm_engine::backend::library::{Places, Prober, answer_probe};
+use glm_engine::backend::library::Places;
 use glm_engine::backend::provider::{Provider, ProviderKind};
 use glm_engine::loading::{BackendKind, KvType, MatmulOptions, Options, Report, open};
 use glm_onnx::export;
 use tempfile::TempDir;
 
-/// The other half of every test here: the child that loads the library.
-#[test]
-fn answers_when_it_is_the_child() {
-    let _ = answer_probe();
-}
-
-/// The library that the tests may use, where the machine has one.
-fn library() -> Option<PathBuf> {
-    let path = std::env::var_os("ORT_DYLIB_PATH").map(PathBuf::from);
-    let path = path.filter(|path| path.is_file());
-    if path.is_none() {
-        eprintln!("skipped: ORT_DYLIB_PATH names no libonnxruntime");
-    }
-    path
-}
+use probe::needed as library;
 
 /// Plug-in and emulator.
 fn qnn() -> Option<(PathBuf, PathBuf)> {
@@ -105,8 +92,6 @@ fn opened_on(backend: BackendKind, folder: &Path, library: PathBuf, provider: Pr
 }
 
 fn options(backend: Option<BackendKind>, library: PathBuf, provider: Option<Provider>) -> Options {
-    let arguments = ["--exact", "answers_when_it_is_the_child", "--nocapture"];
-    let program = std::env::current_exe().unwrap();
     Options {
         backend,
         provider,
@@ -114,7 +99,7 @@ fn options(backend: Option<BackendKind>, library: PathBuf, provider: Option<Prov
             variable: Some(library),
             ..Places::default()
         },
-        prober: Prober::new(program, arguments.map(OsString::from).to_vec()),
+        prober: probe::prober(),
         threads: Some(1),
         kv: Bytes(8 << 20),
         kv_type: KvType::F16,

@@ -16,7 +16,7 @@ use ort::session::{Session, SessionInputValue};
 use ort::value::Tensor;
 
 use super::verdict::{Measurement, Sample, Times, WORK};
-use crate::backend::ort_paged::{self, one_line};
+use crate::backend::ort_paged::{self, told};
 use crate::backend::paged::Operators;
 
 /// A model is not held up longer; whoever is not done then is left behind, and stops when it sees that.
@@ -204,8 +204,8 @@ fn measure(subject: &Subject, clock: &Clock) -> Result<Measurement, String> {
         };
         // Ours run on the team: the session's own threads would have nothing to do.
         let sessions = [
-            session(Matmul::Glmd, 1)?,
-            session(Matmul::OnnxRuntime, subject.threads)?,
+            session(Matmul::Glmd, 1).map_err(told)?,
+            session(Matmul::OnnxRuntime, subject.threads).map_err(told)?,
         ];
         let mut timing = Timing::new(piece, sessions).map_err(told)?;
         invariant &= timing.is_invariant().map_err(told)?;
@@ -356,10 +356,6 @@ fn output(session: &mut Session, x: &Tensor<f32>) -> ort::Result<Vec<f32>> {
 /// As [`output`], for the time that it takes.
 fn output_of(session: &mut Session, x: &Tensor<f32>) -> ort::Result<()> {
     session.run([SessionInputValue::from(x)]).map(drop)
-}
-
-fn told(error: ort::Error) -> String {
-    one_line(&error.to_string())
 }
 
 #[cfg(test)]
