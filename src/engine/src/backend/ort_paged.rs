@@ -13,7 +13,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use glm_kernels::Team;
@@ -152,6 +152,10 @@ pub(crate) fn team(threads: usize, matmul: Matmul) -> Result<Team, String> {
     .map_err(|error| format!("no threads: {error}"))
 }
 
+/// Held while a session is made: ONNX Runtime looks whether it knows our domain and then adds it, in two steps, and
+/// refuses whoever adds it second.
+static MAKING: Mutex<()> = Mutex::new(());
+
 /// A session of a graph with our operators, which run on `team`; the others have `threads`.
 ///
 /// # Errors
@@ -164,6 +168,8 @@ pub(crate) fn session(
     team: &Arc<Team>,
     threads: usize,
 ) -> ort::Result<Session> {
+    // A loader and a warm-up that came too late may be here at the same time.
+    let _alone = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
     let mut domain = OperatorDomain::new(paging::DOMAIN)?;
     for operation in Operation::ALL {
         domain = domain.add(Own {
